@@ -7180,19 +7180,16 @@ _PURGE = (
         "purge-of-which-the-record-was-lost",
         "SPEC 10.3: The purge is done when no pack with a purged frame is in a tier.",
         "modelstore/reclaim/purge/carrying.py",
-        "if (lost := one.order.chunks - len(one.content.digests)) > 0:",
-        "if (lost := 0) > 0:",
+        "if (missing := one.order.chunks - len(one.content.digests)) > 0:",
+        "if (missing := 0) > 0:",
         ("integration/test_purge_carrying.py::test_damaged_records_of_a_purge",),
     ),
     Mutation(
         "purge-without-an-order",
         "SPEC 10.3: The purge order is written before the version is announced.",
         "modelstore/reclaim/purge/purging.py",
-        """        self._put(order)
-        return order
-""",
-        """        return order
-""",
+        "            self._create(order, content)\n            given[order.id] = order\n",
+        "            given[order.id] = order\n",
         ("integration/test_purge_carrying.py::test_wherever_a_purge_ends_it_is_gone_on_with",),
     ),
     Mutation(
@@ -7299,8 +7296,8 @@ _PURGE = (
         "purge-of-what-is-needed-for-a-while",
         "SPEC 10.3: What needs chunks or manifests of it does so for good: no window, no lease.",
         "modelstore/reclaim/purge/carrying.py",
-        "        every = [*waits, *one.waits, *sorted(writing)]\n",
-        "        every = [*waits, *sorted(writing)]\n",
+        "        every = [*after.waits, *one.waits, *sorted(writing)]\n",
+        "        every = [*after.waits, *sorted(writing)]\n",
         (
             "integration/test_purge.py::test_it_waits_for_what_this_process_reads",
             "integration/test_purge_carrying.py::test_it_waits_for_who_needs_it_for_a_while",
@@ -7310,8 +7307,8 @@ _PURGE = (
         "purge-notes-before-it-deletes",
         "SPEC 10.3: What is found is added to purged content before anything is deleted.",
         "modelstore/reclaim/purge/purging.py",
-        "        order, content = noted(self._home, order)\n",
-        "        content = Content()\n",
+        "for order, content in noted(self._home, orders) if orders else ():",
+        "for order, content in ((order, Content()) for order in orders):",
         (
             "integration/test_purge_carrying.py::"
             "test_what_a_collection_deletes_in_between_is_in_the_receipt",
@@ -7337,8 +7334,8 @@ _PURGE = (
         "purge-of-a-pack-that-nobody-looked-into",
         "SPEC 10.3: A receipt says that a pack is gone when it is, or was looked into.",
         "modelstore/reclaim/purge/carrying.py",
-        "& there) | unread\n",
-        "& there)\n",
+        "& after.there) | unread\n",
+        "& after.there)\n",
         (
             "integration/test_purge_carrying.py::"
             "test_a_pack_that_was_noted_is_not_gone_before_it_was_looked_into",
@@ -7385,8 +7382,8 @@ _PURGE = (
         "purge-of-a-cache-that-is-not-used-here",
         "SPEC 10.3: Every place has acknowledged its sweep without failures.",
         "modelstore/reclaim/purge/dropping.py",
-        "        dropped, failed = dict[str, int](), dict(self._unused)\n",
-        "        dropped, failed = dict[str, int](), dict[str, str]()\n",
+        "            dropped, failed = dict[str, int](), dict(unused)\n",
+        "            dropped, failed = dict[str, int](), dict[str, str]()\n",
         (
             "integration/test_purge.py::"
             "test_who_does_not_use_a_cache_of_the_store_does_not_speak_for_it",
@@ -7396,8 +7393,8 @@ _PURGE = (
         "purge-that-was-not-acknowledged",
         "SPEC 10.3: Every place has acknowledged its sweep without failures.",
         "modelstore/reclaim/purge/receipt.py",
-        "        if one is not None and not one.failed and one.sweep >= order.sweep:\n",
-        "        if one is not None and one.sweep >= order.sweep:\n",
+        "        if one is not None and not one.failed and one.sweep == order.sweep:\n",
+        "        if one is not None and one.sweep == order.sweep:\n",
         ("integration/test_purge.py::test_a_node_whose_cache_cannot_be_written_stays_outstanding",),
     ),
     Mutation(
@@ -7415,6 +7412,63 @@ _PURGE = (
         "            if (found.seen.get(name) or since) <= since:\n",
         "            if True:\n",
         ("integration/test_purge.py::test_nodes_are_outstanding_until_their_agents_have_answered",),
+    ),
+    Mutation(
+        "purge-whose-giver-slept",
+        "SPEC 10.3: Who gives an order writes it and its content with put-if-absent.",
+        "modelstore/reclaim/purge/orders.py",
+        "        create_once(self._blobs, PURGES + order.id, seal_body(Kind.PURGE, order))\n",
+        "        self.put(order)\n        self.put_content(content)\n        self.put(order)\n",
+        (
+            "integration/test_purge_carrying.py::"
+            "test_who_gives_an_order_and_sleeps_takes_nothing_back",
+        ),
+    ),
+    Mutation(
+        "purge-restored-by-two",
+        "SPEC 10.3: So does who writes a lost one anew, unless what is there is damaged.",
+        "modelstore/reclaim/purge/orders.py",
+        "            except Damaged:\n                self.put(order)\n",
+        "            finally:\n                self.put(order)\n",
+        (
+            "integration/test_purge_carrying.py::"
+            "test_an_order_that_was_restored_by_somebody_else_stays",
+        ),
+    ),
+    Mutation(
+        "purge-written-without-the-right",
+        "SPEC 10.3: The holder of the right has that right still when it writes.",
+        "modelstore/reclaim/purge/carrying.py",
+        "            self._lease.check()\n",
+        "            pass\n",
+        ("integration/test_purge_carrying.py::test_who_has_lost_the_right_writes_over_no_order",),
+    ),
+    Mutation(
+        "purge-counted-alike-by-two",
+        "SPEC 10.3: `sweep` rises, each time by a random number.",
+        "modelstore/reclaim/purge/carrying.py",
+        " + 1 + secrets.randbelow(1 << 32)\n",
+        " + 1\n",
+        ("integration/test_purge_carrying.py::test_no_two_runs_count_alike",),
+    ),
+    Mutation(
+        "purge-acknowledged-before-it-was-written-over",
+        "SPEC 10.3: Every place has acknowledged exactly its `sweep`.",
+        "modelstore/reclaim/purge/receipt.py",
+        "and one.sweep == order.sweep:",
+        "and one.sweep >= order.sweep:",
+        (
+            "integration/test_purge_carrying.py::"
+            "test_what_was_written_over_is_dropped_and_acknowledged_again",
+        ),
+    ),
+    Mutation(
+        "purge-lists-a-cache-for-each-order",
+        "docs/how-to/deleting.md: Redis is listed once for all purges that are new to a node.",
+        "modelstore/reclaim/purge/dropping.py",
+        "        if self._deltas is None:\n",
+        "        if True:\n",
+        ("integration/test_purge_shared.py::test_redis_is_listed_once_for_all_orders",),
     ),
     Mutation(
         "agents-go-on-with-purges",

@@ -19,7 +19,16 @@ from tierstore.admin.purges import purges_of
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, NotFound
 from tierstore.format.condemned import parse_segment
-from tierstore.format.keys import CONDEMNED, INDEX, LEASES, PACKS, SWEEPS, pack_key
+from tierstore.format.keys import (
+    CONDEMNED,
+    INDEX,
+    LEASES,
+    PACKS,
+    PURGED,
+    PURGES,
+    SWEEPS,
+    pack_key,
+)
 from tierstore.format.purge import PurgedPack, PurgeOrder
 from tierstore.modelstore.home.footers import list_packs, read_chunks
 from tierstore.modelstore.home.leases import WriterLease
@@ -27,13 +36,15 @@ from tierstore.modelstore.names.removalprotocol import purge_lost
 from tierstore.modelstore.patches.fold import fold_version
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
-from tierstore.modelstore.reclaim.purge import purging
+from tierstore.modelstore.reclaim.holdings import Holdings
+from tierstore.modelstore.reclaim.purge import carrying, orders, purging
 from tierstore.modelstore.reclaim.purge.carrying import Carrying
 from tierstore.modelstore.reclaim.purge.frames import Frames
 from tierstore.modelstore.reclaim.purge.orders import Orders
 from tierstore.modelstore.reclaim.purge.purging import Purges
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Crashed, FaultyStore
+from tierstore.tiers.durable.tiers import DurableTiers
 
 SHARED = np.random.default_rng(99).standard_normal((300, 1000), np.float32)
 
@@ -496,3 +507,140 @@ def test_an_agent_that_is_to_end_deletes_nothing_more(
     monkeypatch.undo()
     [receipt] = purges_of(store).run()
     assert (receipt.id, receipt.is_done) == (order.id, True)
+
+
+def costs(store: Store, monkeypatch: pytest.MonkeyPatch, *refs: str) -> dict[str, int]:
+    """Purge versions; return how often all tiers, frames and logs of variants were gone over."""
+    found: dict[str, int] = {"lists": 0, "frames": 0, "variants": 0}
+
+    def counted(holder: object, attribute: str, what: str) -> None:
+        real = getattr(holder, attribute)
+
+        def count(*arguments: object) -> object:
+            found[what] += 1
+            return real(*arguments)
+
+        monkeypatch.setattr(holder, attribute, count)
+
+    with monkeypatch.context() as monkeypatch:
+        counted(carrying, "read_holdings", "lists")
+        counted(Frames, "every", "frames")
+        counted(type(store._parts.home), "variants", "variants")
+        assert all(one.is_done for one in purges_of(store).begin(refs, force=True, message=None))
+    return found
+
+
+def test_many_orders_cost_no_more_passes_than_one(
+    world: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for refs in (["m@1"], ["m@1", "m@2", "m@3"]):
+        with opened(copied(world), tmp_path / str(len(refs))) as store:
+            found.append(costs(store, monkeypatch, *refs))
+    assert found[0] == found[1]
+    assert min(found[0].values()) > 0
+
+
+def test_orders_with_more_chunks_than_memory_is_for_go_one_after_the_other(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = (chunks(store, "m@1") | chunks(store, "m@2")) - chunks(store, "m@3")
+    monkeypatch.setattr(orders, "_CHUNKS_AT_ONCE", 4)
+    passes = costs(store, monkeypatch, "m@1", "m@2")["frames"]
+    assert packs_with(store, own) == set()
+    monkeypatch.undo()
+    assert costs(store, monkeypatch, "m@3")["frames"] < passes
+
+
+def test_what_was_looked_at_and_is_as_it_was_is_not_written_again(
+    store: Store, blobs: MemoryStore
+) -> None:
+    [order] = carry(store, give(store, 1), passes=1)
+    before = blobs.info(PURGED + order.id).mtime
+    carry(store, order, passes=1)
+    assert blobs.info(PURGED + order.id).mtime == before
+
+
+# races
+
+
+def test_who_gives_an_order_and_sleeps_takes_nothing_back(
+    store: Store, blobs: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one purges the version meanwhile, and carries out both orders."""
+    put = blobs.put
+    carried: list[bytes] = []
+
+    def slow(key: str, data: bytes) -> bool:
+        is_own = MemoryStore.put_if_absent(blobs, key, data)
+        if key.startswith(PURGES) and not carried:
+            monkeypatch.undo()
+            with opened(blobs, tmp_path / "other") as other:
+                purges_of(other).begin(["m@1"], force=False, message=None)
+                purges_of(other).run()
+            name = key.removeprefix(PURGES)
+            carried.extend(bytes(blobs.get(prefix + name)) for prefix in (PURGES, PURGED))
+        return is_own
+
+    monkeypatch.setattr(blobs, "put_if_absent", slow)
+    monkeypatch.setattr(blobs, "put", lambda key, data: (put(key, data), slow(key, data)))
+    [given] = purges_of(store)._give([store.resolve("m@1")], "request 7").values()
+    now = [bytes(blobs.get(prefix + given.id)) for prefix in (PURGES, PURGED)]
+    assert now == carried
+    assert Orders(blobs).get(given.id).done
+
+
+def test_an_order_that_was_restored_by_somebody_else_stays(store: Store) -> None:
+    """Two find at once that it is lost, and the slower one is told by the other's."""
+    order = give(store, 1)
+    [done] = carry(store, order, passes=1)
+    known = Orders(store._parts.home.blobs)
+    known.restore(order)
+    assert known.get(order.id) == done
+
+
+def test_who_has_lost_the_right_writes_over_no_order(
+    store: Store, blobs: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order, real = give(store, 1), carrying.read_holdings
+
+    def slow(packs: DurableTiers) -> Holdings:
+        """Sleep as a run looks what is left; another one takes over, and goes on with it."""
+        monkeypatch.undo()
+        blobs.delete([info.key for info in blobs.list(SWEEPS)])
+        blobs.put(f"{SWEEPS}{99:09d}", b"another one's")
+        after.append(Orders(blobs).get(order.id))
+        return real(packs)
+
+    after: list[PurgeOrder] = []
+    monkeypatch.setattr(carrying, "read_holdings", slow)
+    with pytest.raises(Conflict, match="taken over"):
+        carry(store, order, passes=1)
+    assert [Orders(blobs).get(order.id)] == after
+
+
+def test_no_two_runs_count_alike(store: Store, blobs: MemoryStore, tmp_path: Path) -> None:
+    """Who writes over what another one has found gives no number that nodes have acknowledged."""
+    order = give(store, 1)
+    beside = copied(blobs)
+    [one] = carry(store, order, passes=1)
+    with opened(beside, tmp_path / "beside") as other:
+        [another] = carry(other, order, passes=1)
+    assert one.sweep != another.sweep
+
+
+def test_what_was_written_over_is_dropped_and_acknowledged_again(
+    store: Store, blobs: MemoryStore
+) -> None:
+    """A process that slept writes what it knew: no node has acknowledged just that."""
+    purges = purges_of(store)
+    [receipt] = purges.begin(["m@1"], force=False, message=None)
+    assert receipt.is_complete
+    order = Orders(blobs).get(receipt.id)
+    content = Orders(blobs).content(receipt.id)
+    assert content is not None
+    Orders(blobs).put_content(msgspec.structs.replace(content, sweep=1))
+    Orders(blobs).put(msgspec.structs.replace(order, sweep=1))
+    assert purges.receipt(receipt.id).outstanding == [store.node]
+    purges.run()
+    assert purges.receipt(receipt.id).is_complete

@@ -131,3 +131,27 @@ def test_a_cache_that_does_not_answer_leaves_the_node_outstanding(
         store.purges.run()
         assert store.purges.receipt(receipt.id).is_complete
     assert in_redis(redis, secret) == 0
+
+
+def test_redis_is_listed_once_for_all_orders(
+    tmp_path: Path,
+    redis: RedisServer,
+    memcached: MemcachedServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A listing goes over all keys of the server, whoever's they are."""
+    with init_store(tmp_path / "store", chunk_size=MIB, tiers=tiers(redis, memcached)) as store:
+        store.reclaim.enable(wait_s=0)
+        for seed in (1, 2, 3):
+            store.save("m", content(seed), base=None)
+        filled(store, "m@1", "m@2", "m@3")
+    with open_store(tmp_path / "store") as store:
+        [shared] = [tier for tier in store._parts.hot.shared if tier.name == "redis"]
+        real, listed = shared.blobs.list, list[str]()
+        monkeypatch.setattr(
+            shared.blobs, "list", lambda prefix="": listed.append(prefix) or real(prefix)
+        )
+        receipts = store.purge("m@1", "m@2", "m@3", force=True)
+    assert all(receipt.is_complete for receipt in receipts)
+    assert listed == [""]
+    assert in_redis(redis, secrets(content(1)) + secrets(content(2)) + secrets(content(3))) == 0

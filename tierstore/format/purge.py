@@ -63,7 +63,7 @@ class PurgeOrder(Body, frozen=True, kw_only=True):
         updated_us: When somebody last went on with it, by the clock of whoever did.
         tries: How often somebody went on with it and did not end it: the next one waits longer.
         done: Whether nothing is left to do but by nodes.
-        sweep: How often there was more to drop from caches; not more than in the content.
+        sweep: A number that rises each time caches have more to drop; not above the content's.
         chunks: How many distinct chunks were found.
         plain_bytes: Their bytes, as far as these are known.
         shared_chunks: How many of them somebody else needs.
@@ -114,7 +114,7 @@ class PurgedContent(Body, frozen=True, kw_only=True):
 
     Attributes:
         id: The order's.
-        sweep: How often there was more to drop from caches.
+        sweep: A number that rises each time caches have more to drop, at random: no two are equal.
         manifests: The digests of the manifests, 32 bytes each, rising.
         digests: Those of the chunks, likewise.
         kept: One bit for each chunk, whether somebody else needs it: bit b is ``1 << b % 8`` of
@@ -152,7 +152,7 @@ class Acknowledgement(Body, frozen=True, kw_only=True):
         node: The node's name.
         place: The place: a cache of that node, by the random name that it was given once.
         who: The user and the host.
-        sweep: The count that it had read before.
+        sweep: The number that it had read before.
         time_us: When, in microseconds since the epoch by the node's clock.
         dropped: How many chunks, frames or files were dropped, by the place.
         failed: Why a place could not be asked, by the place.

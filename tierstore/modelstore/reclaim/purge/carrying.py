@@ -8,9 +8,9 @@ on at once sees what the other has done.
 from __future__ import annotations
 
 import logging
+import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from copy import deepcopy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import msgspec
@@ -18,7 +18,7 @@ import msgspec
 from tierstore.errors import BackendError, Damaged, NotFound, OutOfSpace, UnsupportedFormat
 from tierstore.format.keys import REPORTS, fold_key, layout_key, segment, version_key
 from tierstore.format.layout import parse_layout
-from tierstore.format.purge import PurgedPack, PurgeOrder, SharedChunks
+from tierstore.format.purge import PurgedContent, PurgedPack, PurgeOrder
 from tierstore.ids import Digest
 from tierstore.modelstore.care.rebase import Rebasing
 from tierstore.modelstore.home.home import Home
@@ -26,16 +26,20 @@ from tierstore.modelstore.loading.opener import Opened
 from tierstore.modelstore.placing.moverlease import HeldLease, mover_at_work
 from tierstore.modelstore.reclaim.collector import Errand
 from tierstore.modelstore.reclaim.holdings import Holdings, read_holdings
-from tierstore.modelstore.reclaim.mark import Mark, Marker, Reason
+from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.purge.content import Content, chunks_in, find, leftovers
 from tierstore.modelstore.reclaim.purge.frames import Frames
 from tierstore.modelstore.reclaim.purge.orders import Orders
+from tierstore.modelstore.reclaim.purge.sharing import Sharing, find_sharing
 from tierstore.modelstore.reclaim.repack import Repacked
 from tierstore.modelstore.reclaim.report import Report
 from tierstore.shown import counted
 from tierstore.tiers.hot.shared import bases_of
 
 _log = logging.getLogger("tierstore.purge")
+_KEYS = (fold_key, layout_key, version_key)
+"""What home has of a manifest, besides reports."""
+
 _NEEDED = frozenset({"live", "chain", "base", "window", "leased"})
 
 
@@ -46,8 +50,8 @@ class _One:
     Attributes:
         order: It, with its receipt.
         content: What was found of its content.
-        before: The same as it is in home.
-        shared: The chunks that others need for good, by who does.
+        in_home: Both as they are in home; no content where that is to be written anew.
+        sharing: What others need of its chunks.
         waits: Who needs chunks or manifests for a while only, or why nobody knows what is left.
         unread: Manifests of which nobody knows the chunks.
         is_touched: Whether this run found packs with purged frames.
@@ -57,8 +61,8 @@ class _One:
 
     order: PurgeOrder
     content: Content
-    before: Content
-    shared: dict[str, set[bytes]] = field(default_factory=dict)
+    in_home: tuple[PurgeOrder, PurgedContent | None]
+    sharing: Sharing = field(default_factory=Sharing)
     waits: list[str] = field(default_factory=list)
     unread: set[bytes] = field(default_factory=set)
     is_touched: bool = False
@@ -68,6 +72,27 @@ class _One:
     def note(self, **fields: object) -> None:
         """Change fields of the order."""
         self.order = msgspec.structs.replace(self.order, **fields)
+
+
+@dataclass(frozen=True, slots=True)
+class _After:
+    """The store as it is when a run has ended, for all orders.
+
+    Attributes:
+        holdings: The packs of the tiers.
+        there: All of these packs.
+        marked: The packs that are marked as damaged.
+        manifests: The manifests of orders of which anything is there still.
+        reasons: The state of each pack, and why it is there.
+        waits: Whom every order waits for.
+    """
+
+    holdings: Holdings
+    there: Set[bytes]
+    marked: Set[bytes]
+    manifests: Set[bytes]
+    reasons: Mapping[bytes, tuple[str, str]]
+    waits: Sequence[str]
 
 
 class Carrying(Errand):
@@ -96,88 +121,69 @@ class Carrying(Errand):
         self._home, self._orders, self._names = home, orders, names
         self._rebasing, self._open_alone = rebasing, open_alone
         self._frames, self._is_first = frames, is_first
+        self._lease: HeldLease | None = None
         self._every: list[_One] = []
         self._tried: set[Digest] = set()
         self._failed: list[str] = []
-        self._in_place: set[bytes] = set()
+        self._doomed: Set[bytes] = frozenset()
         self._unfinished: str | None = None
         self._needed: dict[Digest, str] = {}
         self._rewritten_bytes = 0
 
     def begin(self) -> None:
         """Read the orders, as the right to collect is held now."""
-        self._every = []
-        for name in self._names:
-            content = self._content(name)
-            self._every.append(_One(self._orders.get(name), content, deepcopy(content)))
+        self._every = [self._read(name) for name in self._names]
 
-    def _content(self, name: str) -> Content:
-        """Return what was found of an order; where that is damaged, all is to be found again."""
+    def _read(self, name: str) -> _One:
+        """Return an order and its content; where that is damaged, all is to be found again."""
+        order = self._orders.get(name)
         try:
-            return Content.read(self._orders.content(name))
+            stored = self._orders.content(name)
         except (Damaged, UnsupportedFormat) as error:
             _log.warning("%s: what is there is found again", error)
-            return Content()
+            stored = None
+        return _One(order, Content.read(stored), (order, stored))
 
     @property
     def doomed(self) -> Set[bytes]:
         """The packs that are to go."""
-        found = set[bytes]()
-        for one in self._every:
-            found |= self._frames.with_purged(one.content.gone)
-        return found - self._in_place
+        return self._doomed
 
     def prepare(self, mark: Mark, marker: Marker, lease: HeldLease) -> bool:
         """Find what is to go, and store standalone what lies on it; tell whether anything was."""
+        self._lease = lease
+        self._find(mark, marker)
+        every = set[bytes]().union(*(one.content.digests for one in self._every))
+        self._frames.look(mark.holdings, every)
+        contents = [one.content.digests for one in self._every]
+        shared = find_sharing(contents, mark, marker.layouts, self._frames)
+        for one, sharing in zip(self._every, shared, strict=True):
+            one.sharing, one.content.kept = sharing, sharing.kept
+            one.waits = [*sharing.waits, *_unknown(one)]
+        gone = every.difference(*(one.content.kept for one in self._every))
+        done = self._rebase(mark, marker, lease, gone)
+        in_place = set() if done else self._needed_in_place(mark, gone)
+        self._doomed = self._frames.with_purged(gone) - in_place
+        return done
+
+    def _find(self, mark: Mark, marker: Marker) -> None:
+        """Find the manifests of the orders, and their chunks."""
         unfinished, self._unfinished = leftovers(self._home, mark, marker.layouts)
+        # of one that cannot be read nobody can say whose it is
+        open_ones = [one.content.manifests for one in self._every if not one.order.done]
+        new = set[bytes]().union(*(unfinished - known for known in open_ones))
+        left = chunks_in(self._home, new, frozenset())[0]
+        found = find(self._home, [one.order for one in self._every])
         for one in self._every:
-            variants, manifests = find(self._home, one.order)
+            variants, manifests = found[one.order.id]
             own = manifests - one.content.manifests
             digests, one.unread = chunks_in(self._home, own, mark.condemned.manifests)
-            if not one.order.done:  # of one that cannot be read nobody can say whose it is
-                digests |= chunks_in(self._home, unfinished - one.content.manifests, frozenset())[0]
+            if not one.order.done:
+                digests |= left
                 one.content.manifests |= unfinished
             one.content.digests |= digests
             one.content.manifests |= manifests - one.unread
             one.note(variants=sorted({*one.order.variants, *variants}))
-        every = set[bytes]().union(*(one.content.digests for one in self._every))
-        needed = {
-            manifest: (reason, own)
-            for manifest, reason in (mark.below | mark.kept).items()
-            if (own := every & set(marker.layouts.chunks(manifest)))
-        }
-        for one in self._every:
-            self._share(one, mark, needed)
-        self._frames.look(mark.holdings, every)
-        gone = set[bytes]().union(*(one.content.gone for one in self._every))
-        done = self._rebase(mark, marker, lease, gone)
-        self._in_place = set() if done else self._needed_in_place(mark, gone)
-        return done
-
-    @staticmethod
-    def _share(one: _One, mark: Mark, needed: Mapping[Digest, tuple[Reason, Set[bytes]]]) -> None:
-        """Find out who else needs chunks and manifests of one order."""
-        one.shared, waits = {}, set[str]()
-        for manifest, (reason, chunks) in needed.items():
-            own = one.content.digests & chunks
-            if own and manifest in mark.firm:
-                one.shared.setdefault(reason.why, set()).update(own)
-            elif own:
-                waits.add(reason.why)
-        one.waits = [f"{why} needs it for a while" for why in sorted(waits)]
-        one.waits += [
-            f"neither the manifest b3:{manifest.hex()} nor its layout can be read, so nobody knows "
-            "its chunks: run 'tierstore repair', or restore one of them from a copy"
-            for manifest in sorted(one.unread)
-        ]
-        if (lost := one.order.chunks - len(one.content.digests)) > 0:
-            one.waits.append(
-                f"the record of its chunks was damaged, and {counted(lost, 'chunk')} of it that "
-                "others do not need may be left in packs that they share"
-            )
-        one.content.kept = set().union(
-            *(one.content.digests & chunks for _, chunks in needed.values())
-        )
 
     def _rebase(self, mark: Mark, marker: Marker, lease: HeldLease, gone: Set[bytes]) -> bool:
         deltas, done = self._frames.on(gone), False
@@ -218,40 +224,43 @@ class Carrying(Errand):
 
     def found(self, mark: Mark) -> None:
         """Note which packs have purged frames, and who needs chunks, before any is deleted."""
-        sizes = self._frames.sizes()
-
-        def plain_bytes(digests: Iterable[bytes]) -> int:
-            return sum(sizes.get(digest, 0) for digest in digests)
-
         for one in self._every:
             packs = self._frames.with_purged(one.content.gone)
-            shared = [
-                SharedChunks(why=why, chunks=len(own), plain_bytes=plain_bytes(own))
-                for why, own in one.shared.items()
-            ]
-            needed = set[bytes]().union(*one.shared.values())
+            digests, for_good = one.content.digests, one.sharing.for_good
             one.is_touched = one.is_touched or bool(packs)
             one.note(
                 packs=_with_new(one.order.packs, packs, mark.holdings),
-                chunks=max(one.order.chunks, len(one.content.digests)),
-                plain_bytes=max(one.order.plain_bytes, plain_bytes(one.content.digests)),
-                shared_chunks=len(needed),
-                shared_plain_bytes=plain_bytes(needed),
-                shared=sorted(shared, key=lambda by: (-by.plain_bytes, by.why)),
+                chunks=max(one.order.chunks, len(digests)),
+                plain_bytes=max(one.order.plain_bytes, self._frames.plain_bytes(digests)),
+                shared_chunks=len(for_good),
+                shared_plain_bytes=self._frames.plain_bytes(for_good),
+                shared=one.sharing.by,
             )
             self._write(one)
 
     def _write(self, one: _One) -> None:
-        """Write an order with its content, which counts what caches have to drop."""
-        content = one.content
+        """Write an order with its content, which counts what caches have to drop.
+
+        What is in home already is not written again: most orders are only looked at.
+        """
+        content, (order, before) = one.content, one.in_home
         deltas = self._frames.deltas(content.gone)
         content.deltas |= {place.digest + bases_of(place) for place in deltas}
-        if one.has_more or content.drops_more_than(one.before):
-            content.sweep = max(one.before.sweep, one.order.sweep) + 1
-            one.before, one.has_more = deepcopy(content), False
+        stored = content.stored(one.order.id)
+        if one.has_more or (stored != before and content.drops_more_than(Content.read(before))):
+            # random: who writes over what another one found must not give the same number
+            content.sweep = max(content.sweep, one.order.sweep) + 1 + secrets.randbelow(1 << 32)
+            stored, one.has_more = content.stored(one.order.id), False
         one.note(sweep=content.sweep)
-        self._orders.put_content(content.stored(one.order.id))
-        self._orders.put(one.order)
+        if (one.order, stored) == (order, before):
+            return
+        if self._lease is not None:  # whoever has the right by now has read it, and writes it
+            self._lease.check()
+        if stored != before:
+            self._orders.put_content(stored)
+        if one.order != order:
+            self._orders.put(one.order)
+        one.in_home = one.order, stored
 
     def swept(self, mark: Mark, lease: HeldLease) -> None:
         """Delete what home says of the content, where nothing needs it and no name comes back."""
@@ -274,7 +283,7 @@ class Carrying(Errand):
 
     def _keys(self, one: _One, digest: Digest) -> list[str]:
         """Return the keys of what is there of a manifest; the order is no matter."""
-        own = [fold_key(digest), layout_key(digest), version_key(digest)]
+        own = [key(digest) for key in _KEYS]
         prefix = f"{REPORTS}{segment(one.order.model)}/{digest.hex}/"
         reports = [info.key for info in self._home.blobs.list(prefix)]
         return [*reports, *self._home.blobs.present(own)]
@@ -285,31 +294,33 @@ class Carrying(Errand):
         holdings = read_holdings(self._home.packs)
         every = set[bytes]().union(*(one.content.digests for one in self._every))
         self._frames.look(holdings, every)
-        reasons = {pack.pack: (pack.state, pack.why) for pack in report.packs}
+        after = _After(
+            holdings=holdings,
+            there=holdings.every(),
+            marked=self._home.quarantine.packs(),
+            manifests=self._manifests_there(),
+            reasons={pack.pack: (pack.state, pack.why) for pack in report.packs},
+            waits=[waits] if waits else [],
+        )
         for one in self._every:
-            self._conclude(one, holdings, reasons, [waits] if waits else [])
+            self._conclude(one, after)
             self._count(one, report)
             self._write(one)
         self._every = []
 
-    def _conclude(
-        self,
-        one: _One,
-        holdings: Holdings,
-        reasons: Mapping[bytes, tuple[str, str]],
-        waits: list[str],
-    ) -> None:
-        there = holdings.every()
-        unread = self._frames.unknown & there
+    def _conclude(self, one: _One, after: _After) -> None:
+        unread = self._frames.unknown & after.there
         # a pack is named until it is gone, or was looked into and has no such frame
-        left = (self._frames.with_purged(one.content.gone) & there) | unread
-        noted = _with_new(one.order.packs, left, holdings)
+        left = (self._frames.with_purged(one.content.gone) & after.there) | unread
+        noted = _with_new(one.order.packs, left, after.holdings)
         one.was_gone = {(pack.pack, pack.tier) for pack in one.order.packs if pack.gone}
-        states = (self._as_it_is(pack, left, holdings, reasons) for pack in noted)
+        states = (self._as_it_is(pack, left, after) for pack in noted)
         packs = [pack for pack in states if pack is not None]
-        writing = {why for pack in left if (why := _writer(reasons.get(pack)))}
-        manifests = self._manifests_left(one)
-        every = [*waits, *one.waits, *sorted(writing)]
+        writing = {why for pack in left if (why := _writer(after.reasons.get(pack)))}
+        needed = one.content.manifests & after.manifests
+        manifests = {pack.hex(): self._needed.get(Digest(pack), "") for pack in sorted(needed)}
+        holdings = after.holdings
+        every = [*after.waits, *one.waits, *sorted(writing)]
         if self._unfinished is not None and not one.order.done:
             every.append(self._unfinished)
         done = not (left or unread or holdings.down or every or "" in manifests.values())
@@ -343,24 +354,20 @@ class Carrying(Errand):
         rewritten = one.order.rewritten_bytes + self._rewritten_bytes
         one.note(kept_bytes=kept, rewritten_bytes=rewritten)
 
-    def _manifests_left(self, one: _One) -> dict[str, str]:
-        """Return why manifests are there still; nothing is said where nobody needs one."""
-        found: dict[str, str] = {}
-        for digest in map(Digest, sorted(one.content.manifests)):
-            keys = [version_key(digest), layout_key(digest), fold_key(digest)]
-            if self._home.blobs.present(keys):
-                found[digest.hex] = self._needed.get(digest, "")
-        return found
+    def _manifests_there(self) -> set[bytes]:
+        """Return the manifests of all orders of which anything is there still."""
+        every = set[bytes]().union(*(one.content.manifests for one in self._every))
+        keys = {key(Digest(one)): one for one in every for key in _KEYS}
+        return {keys[key] for key in self._home.blobs.present(sorted(keys))}
 
     def _as_it_is(
         self,
         one: PurgedPack,
         left: Set[bytes],
-        holdings: Holdings,
-        reasons: Mapping[bytes, tuple[str, str]],
+        after: _After,
     ) -> PurgedPack | None:
         """Return the state of a pack; ``None`` for one that has no purged frame any more."""
-        pack = bytes.fromhex(one.pack)
+        pack, holdings = bytes.fromhex(one.pack), after.holdings
         if one.tier in holdings.down:
             why = f"the tier cannot be asked: {holdings.down[one.tier]}"
         elif one.tier not in holdings.by_tier:
@@ -370,46 +377,64 @@ class Carrying(Errand):
         elif pack not in left:  # what it has of the content somebody needs again
             return None
         else:
-            why = self._why_there(pack, holdings, reasons)
+            why = self._why_there(pack, after)
         return msgspec.structs.replace(one, gone=False, why=why)
 
-    def _why_there(
-        self, pack: bytes, holdings: Holdings, reasons: Mapping[bytes, tuple[str, str]]
-    ) -> str:
+    def _why_there(self, pack: bytes, after: _After) -> str:
+        holdings = after.holdings
         if pack in self._frames.unknown:
             todo = "restore it" if holdings.is_archived(pack) else "run 'tierstore repair'"
             return f"nobody can look into it, so it may have purged chunks: {todo}"
-        state, why = reasons.get(pack, ("new", "it came while the purge went on"))
+        state, why = after.reasons.get(pack, ("new", "it came while the purge went on"))
         if state not in _NEEDED:
             return why
         if holdings.is_archived(pack):
             return f"{why} needs other chunks of it, and archives alone have it: restore it"
-        if pack in self._home.quarantine.packs():
+        if pack in after.marked:
             return f"{why} needs other chunks of it, and it is damaged: 'tierstore repair'"
         failed = f"; {self._failed[-1]}" if self._failed else ""
         return f"{why} needs other chunks of it{failed}"
 
 
-def noted(home: Home, order: PurgeOrder) -> tuple[PurgeOrder, Content]:
-    """Return an order with the packs that its layouts name, and its content as far as it is known.
+def _unknown(one: _One) -> list[str]:
+    """Return why nobody knows all chunks of an order."""
+    found = [
+        f"neither the manifest b3:{manifest.hex()} nor its layout can be read, so nobody knows "
+        "its chunks: run 'tierstore repair', or restore one of them from a copy"
+        for manifest in sorted(one.unread)
+    ]
+    if (missing := one.order.chunks - len(one.content.digests)) > 0:
+        found.append(
+            f"the record of its chunks was damaged, and {counted(missing, 'chunk')} of it that "
+            "others do not need may be left in packs that they share"
+        )
+    return found
+
+
+def noted(home: Home, orders: Sequence[PurgeOrder]) -> Iterator[tuple[PurgeOrder, Content]]:
+    """Yield orders with the packs that their layouts name, and their content as far as is known.
 
     Once its version is purged any collection may delete these packs, whoever carries it out.
     """
-    content, packs = Content(), set[bytes]()
-    manifests = find(home, order)[1]
-    content.digests, unread = chunks_in(home, manifests, frozenset())
-    content.manifests = manifests - unread
-    for digest in map(Digest, content.manifests):
-        key = layout_key(digest)
-        try:
-            table = parse_layout(home.blobs.get(key), digest, key)
-        except (Damaged, NotFound, UnsupportedFormat) as error:
-            _log.warning("%s", error)
-            continue
-        packs |= {bytes(pack) for pack in table.pack_ids}
-        content.deltas |= {place.digest + bases_of(place) for place in table if place.bases}
-    there = _with_new([], packs, read_holdings(home.packs))
-    return msgspec.structs.replace(order, packs=there), content
+    manifests = find(home, orders)
+    holdings = read_holdings(home.packs)
+    for order in orders:
+        content, packs = Content(), set[bytes]()
+        own = manifests[order.id][1]
+        content.digests, unread = chunks_in(home, own, frozenset())
+        content.manifests = own - unread
+        for digest in map(Digest, content.manifests):
+            key = layout_key(digest)
+            try:
+                table = parse_layout(home.blobs.get(key), digest, key)
+            except (Damaged, NotFound, UnsupportedFormat) as error:
+                _log.warning("%s", error)
+                continue
+            packs |= {bytes(pack) for pack in table.pack_ids}
+            content.deltas |= {place.digest + bases_of(place) for place in table if place.bases}
+        there = _with_new([], packs, holdings)
+        chunks = len(content.digests)
+        yield msgspec.structs.replace(order, packs=there, chunks=chunks), content
 
 
 def _with_new(

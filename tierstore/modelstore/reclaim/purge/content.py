@@ -35,7 +35,7 @@ class Content:
         digests: Those of its chunks.
         kept: The chunks that somebody else needs.
         deltas: Keys of deltas in shared tiers.
-        sweep: How often there was more to drop.
+        sweep: A number that rises each time there is more to drop.
     """
 
     manifests: set[bytes] = field(default_factory=set)
@@ -87,23 +87,37 @@ class Content:
         return not (self.gone <= before.gone and self.deltas <= before.deltas)
 
 
-def find(home: Home, order: PurgeOrder) -> tuple[set[str], set[bytes]]:
-    """Return the variants of a purged version, and the manifests that have its content.
+def find(home: Home, orders: Iterable[PurgeOrder]) -> dict[str, tuple[set[str], set[bytes]]]:
+    """Return the variants of purged versions, and the manifests that have their content.
 
-    Those are its own, those of every entry of its variants, and the full ones of their folds.
+    Those are a version's own, those of every entry of its variants, and the full ones of their
+    folds. The logs of a model's variants are read once.
+
+    Returns:
+        Both by the id of the order.
     """
-    variants, versions = set[str](), {order.manifest}
-    for variant in home.variants(order.model):
-        for entry in home.log(order.model, VARIANTS + variant).entries():
-            if entry.version == order.version and entry.manifest is not None:
-                variants.add(variant)
-                versions.add(entry.manifest)
-    found = {Digest.from_hex(one).raw for one in versions}
-    for one in list(found):
-        full = fold_of(home, Digest(one))
-        if full is not None:
-            found.add(full.raw)
-    return variants, found
+    found: dict[str, tuple[set[str], set[bytes]]] = {}
+    by_version: dict[str, dict[int, list[tuple[str, bytes]]]] = {}
+    for order in orders:
+        if order.model not in by_version:
+            by_version[order.model] = _variants(home, order.model)
+        own = by_version[order.model].get(order.version, [])
+        manifests = {bytes.fromhex(order.manifest), *(manifest for _, manifest in own)}
+        folds = (fold_of(home, Digest(one)) for one in manifests)
+        every = manifests | {full.raw for full in folds if full is not None}
+        found[order.id] = {name for name, _ in own}, every
+    return found
+
+
+def _variants(home: Home, model: str) -> dict[int, list[tuple[str, bytes]]]:
+    """Return the entries of a model's variants by the version: the name, and the manifest."""
+    found: dict[int, list[tuple[str, bytes]]] = {}
+    for variant in home.variants(model):
+        for entry in home.log(model, VARIANTS + variant).entries():
+            if entry.version is not None and entry.manifest is not None:
+                own = variant, bytes.fromhex(entry.manifest)
+                found.setdefault(entry.version, []).append(own)
+    return found
 
 
 def leftovers(home: Home, mark: Mark, layouts: Layouts) -> tuple[set[bytes], str | None]:

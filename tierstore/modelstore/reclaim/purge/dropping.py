@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import blake3
 import msgspec
 
-from tierstore.errors import Damaged, TierstoreError, UnsupportedFormat
+from tierstore.errors import BackendError, Damaged, TierstoreError, UnsupportedFormat
 from tierstore.format.keys import version_key
 from tierstore.format.purge import DELTA_BYTES, Acknowledgement, NodeNote, PurgeOrder
 from tierstore.ids import DIGEST_BYTES, Digest
@@ -24,7 +24,7 @@ from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.home.refs import whoami
 from tierstore.modelstore.home.tierlist import TierLog
 from tierstore.modelstore.reclaim.purge.content import Content
-from tierstore.modelstore.reclaim.purge.orders import Orders
+from tierstore.modelstore.reclaim.purge.orders import Orders, together
 from tierstore.tiers.hot.shared import SharedHot
 from tierstore.tiers.hot.tiers import HotTiers
 from tierstore.tiers.node.local import LocalHot
@@ -62,10 +62,31 @@ class _Dropped:
 
     def is_due(self, sweep: int, now_s: float) -> bool:
         """Return whether it is to be dropped, or dropped again."""
-        if self.said.failed or self.said.sweep < sweep:
+        if self.said.failed or self.said.sweep != sweep:
             return True
         age_s = now_s - self.since_s
         return age_s < _AGAIN_S or (age_s < _LATE_S and now_s - self.last_s >= _DAY_S)
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """What is dropped for an order now.
+
+    Attributes:
+        order: The order.
+        content: What it names.
+        is_first: Whether this place drops so much of it for the first time.
+    """
+
+    order: PurgeOrder
+    content: Content
+    is_first: bool
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of its chunks and deltas in shared tiers."""
+        content = self.content
+        return [*(one.hex() for one in sorted(content.gone)), *map(_delta_key, content.deltas)]
 
 
 class Dropping:
@@ -96,7 +117,6 @@ class Dropping:
         self._home, self._hot, self._sync_pins = home, hot, sync_pins
         self._index, self._cache, self._node = index, cache, node
         self._done: dict[str, _Dropped] = {}
-        self._unused: dict[str, str] | None = None
         self._looked_s = -_LOOK_EVERY_S
         self._noted_s = -_NOTE_EVERY_S
 
@@ -147,32 +167,54 @@ class Dropping:
             when_s = said.time_us / 1e6
             self._done[name] = _Dropped(said, when_s, when_s)
         now_s = time.time()
-        self._unused = None
+        due = [
+            order
+            for name, order in every.items()
+            if (known := self._done.get(name)) is None or known.is_due(order.sweep, now_s)
+        ]
         said_now = list[Acknowledgement]()
-        for name, order in every.items():
-            known = self._done.get(name)
-            if known is None or known.is_due(order.sweep, now_s):
-                now = self._drop(order, known)
-                said_now += [] if now is None else [now]
+        unused = self._tiers_unused() if due else {}
+        for orders in together(due):
+            said_now += self._drop(orders, unused)
         return said_now
 
-    def _drop(self, order: PurgeOrder, known: _Dropped | None) -> Acknowledgement | None:
-        try:  # as new as the order, or newer
+    def _drop(
+        self, orders: Sequence[PurgeOrder], unused: Mapping[str, str]
+    ) -> Iterator[Acknowledgement]:
+        """Drop what some orders name; each cache is asked once what it has of all of them."""
+        gone = {bytes.fromhex(pack.pack) for one in orders for pack in one.packs if pack.gone}
+        self._index.forget(gone)
+        dues = [one for one in map(self._due, orders) if one is not None]
+        places = self._places(dues)
+        for due in dues:
+            dropped, failed = dict[str, int](), dict(unused)
+            for place, drop in places.items():
+                try:
+                    dropped[place] = drop(due)
+                except (OSError, TierstoreError) as error:
+                    _log.warning("%s keeps what was purged, which is tried again: %s", place, error)
+                    failed[place] = str(error)
+            said = self._acknowledged(due, dropped, failed)
+            if said is not None:
+                yield said
+
+    def _due(self, order: PurgeOrder) -> _Due | None:
+        """Return what an order names, by what is as new as the order, or newer."""
+        try:
             content = Content.read(self.orders.content(order.id))
         except (Damaged, UnsupportedFormat) as error:  # who goes on with it writes it anew
             _log.warning("%s", error)
             return None
-        is_first = known is None or known.said.sweep < content.sweep or bool(known.said.failed)
-        if self._unused is None:
-            self._unused = self._tiers_unused()
-        dropped, failed = dict[str, int](), dict(self._unused)
-        self._index.forget({bytes.fromhex(one.pack) for one in order.packs if one.gone})
-        for place, drop in self._places(content, is_first):
-            try:
-                dropped[place] = drop()
-            except (OSError, TierstoreError) as error:
-                _log.warning("%s keeps what was purged, which is tried again: %s", place, error)
-                failed[place] = str(error)
+        known = self._done.get(order.id)
+        is_first = known is None or known.said.sweep != content.sweep or bool(known.said.failed)
+        return _Due(order, content, is_first)
+
+    def _acknowledged(
+        self, due: _Due, dropped: Mapping[str, int], failed: dict[str, str]
+    ) -> Acknowledgement | None:
+        """Say what was dropped for an order, if that is new."""
+        order, content, is_first = due.order, due.content, due.is_first
+        known = self._done.get(order.id)
         now_s = time.time()
         if known is not None and not is_first and not failed and not any(dropped.values()):
             known.last_s = now_s
@@ -212,20 +254,21 @@ class Dropping:
             or (spec.role == "hot" and self._hot.local is None)
         }
 
-    def _places(self, content: Content, is_first: bool) -> Iterable[tuple[str, Callable[[], int]]]:
-        digests = sorted(content.gone)
-        keys = [one.hex() for one in digests] + [_delta_key(one) for one in content.deltas]
-        yield "files", lambda: self._drop_files(content.manifests)
+    def _places(self, dues: Sequence[_Due]) -> dict[str, Callable[[_Due], int]]:
+        """Return what drops from each place, by its name."""
+        places: dict[str, Callable[[_Due], int]] = {
+            "files": lambda due: self._drop_files(due.content.manifests)
+        }
         local = self._hot.local
         if local is not None:
-            yield local.name, lambda: self._drop_here(local, digests)
+            places[local.name] = _Local(local, self._empty_queues).drop
         for tier in self._hot.shared:
-            yield tier.name, lambda tier=tier: _drop_shared(tier, keys, digests, is_first)  # type: ignore[misc]
+            places[tier.name] = _Shared(tier, [due for due in dues if due.is_first]).drop
+        return places
 
-    def _drop_here(self, local: LocalHot, digests: Sequence[bytes]) -> int:
+    def _empty_queues(self) -> None:
         self._hot.flush(_FLUSH_S)  # what waits to be written comes first
         self._sync_pins()
-        return local.drop(digests)
 
     def _drop_files(self, manifests: Iterable[bytes]) -> int:
         """Delete the files of manifests that are gone: somebody may serve those of others."""
@@ -261,20 +304,71 @@ def _delta_key(delta: bytes) -> str:
     return f"{delta[:DIGEST_BYTES].hex()}-{delta[DIGEST_BYTES:].hex()}"
 
 
-def _drop_shared(
-    tier: SharedHot, keys: Sequence[str], digests: Iterable[bytes], is_first: bool
-) -> int:
-    """Drop frames from a shared tier; return how many there were.
+class _Local:
+    """A node's tier; what waits for it is written before anything is dropped.
 
-    One that can be listed is asked for all that it has, once: it may have deltas whose packs were
-    gone before.
+    Args:
+        tier: The tier.
+        prepare: Writes what waits, once for all orders.
     """
-    found = set(keys)
-    if is_first and tier.blobs.capabilities.listable:
-        names = {one.hex() for one in digests}
-        below = {blake3.blake3(one).hexdigest()[:32] for one in digests}
-        for info in tier.blobs.list():
+
+    def __init__(self, tier: LocalHot, prepare: Callable[[], None]) -> None:
+        self._tier, self._prepare = tier, prepare
+        self._is_prepared = False
+
+    def drop(self, due: _Due) -> int:
+        """Drop the chunks of an order; return how many there were."""
+        if not self._is_prepared:
+            self._prepare()
+            self._is_prepared = True
+        return self._tier.drop(sorted(due.content.gone))
+
+
+class _Shared:
+    """A shared tier. One that can be listed is listed once for all orders.
+
+    It may have deltas whose packs were gone before, and that nothing else names.
+
+    Args:
+        tier: The tier.
+        new: The orders for which that was not done yet.
+    """
+
+    def __init__(self, tier: SharedHot, new: Sequence[_Due]) -> None:
+        self._tier, self._new = tier, new
+        self._deltas: dict[str, list[str]] | BackendError | None = None
+
+    def drop(self, due: _Due) -> int:
+        """Drop the frames of an order; return how many there were."""
+        keys = set(due.keys)
+        if due.is_first and self._tier.blobs.capabilities.listable:
+            deltas = self._listed()
+            for one in due.content.gone:
+                keys.update(deltas.get(one.hex(), ()), deltas.get(_bases_key(one), ()))
+        return self._tier.drop(sorted(keys))
+
+    def _listed(self) -> dict[str, list[str]]:
+        """Return the deltas of new orders, by the chunk and by its bases, as keys have them."""
+        if self._deltas is None:
+            try:
+                self._deltas = self._list()
+            except BackendError as error:  # and is not asked for the next order, either
+                self._deltas = error
+        if isinstance(self._deltas, BackendError):
+            raise self._deltas
+        return self._deltas
+
+    def _list(self) -> dict[str, list[str]]:
+        gone = set[bytes]().union(*(due.content.gone for due in self._new))
+        wanted = {name for one in gone for name in (one.hex(), _bases_key(one))}
+        found: dict[str, list[str]] = {}
+        for info in self._tier.blobs.list():
             chunk, _, bases = info.key.partition("-")
-            if chunk in names or bases in below:
-                found.add(info.key)
-    return tier.drop(sorted(found))
+            for name in {chunk, bases} & wanted if bases else ():
+                found.setdefault(name, []).append(info.key)
+        return found
+
+
+def _bases_key(digest: bytes) -> str:
+    """Return what the keys of deltas on one chunk alone end in."""
+    return blake3.blake3(digest).hexdigest()[:32]

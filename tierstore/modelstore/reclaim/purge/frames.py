@@ -36,10 +36,6 @@ class Frame:
     place: ChunkPlace
     bases: tuple[bytes, ...]
 
-    def is_purged(self, gone: Set[bytes]) -> bool:
-        """Return whether it is of one of these chunks, or a delta on one."""
-        return self.place.digest in gone or not gone.isdisjoint(self.bases)
-
 
 def _is_full(places: Iterable[ChunkPlace], pack_bytes: int) -> bool:
     """Return whether these places fill a pack of so many bytes from its header to its footer."""
@@ -53,6 +49,9 @@ def _is_full(places: Iterable[ChunkPlace], pack_bytes: int) -> bool:
 
 class Frames:
     """The frames of some chunks in all packs, each of which is read once.
+
+    Each look goes over the frames once, whoever asks for how many chunks afterwards: that costs
+    what there is of these chunks alone.
 
     Args:
         home: The store's home.
@@ -68,6 +67,7 @@ class Frames:
         self._read: dict[bytes, tuple[Frame, ...]] = {}
         self._said: dict[bytes, tuple[Frame, ...]] = {}
         self._told: dict[bytes, tuple[Frame, ...]] = {}
+        self._by_chunk: dict[bytes, list[tuple[bytes, Frame]]] = {}
 
     def look(self, holdings: Holdings, digests: Set[bytes]) -> None:
         """Look into the packs of all tiers for frames of these chunks, and deltas on them."""
@@ -89,6 +89,11 @@ class Frames:
         self._said, self.unknown = {}, unread
         if unread:
             self._ask_others({pack: max(holdings.bytes_of(pack).values()) for pack in unread})
+        self._by_chunk = {}
+        for pack, frame in self.every():
+            for digest in (frame.place.digest, *frame.bases):
+                if digest in self._digests:
+                    self._by_chunk.setdefault(digest, []).append((pack, frame))
 
     def _ask_others(self, unread: Mapping[bytes, int]) -> None:
         """Note what index segments and layouts say of packs, which are given with their bytes.
@@ -142,20 +147,25 @@ class Frames:
                 for frame in frames:
                     yield pack, frame
 
+    def _on_or_of(self, digests: Iterable[bytes]) -> Iterator[tuple[bytes, bytes, Frame]]:
+        """Yield the frames of these chunks and deltas on them, each with its chunk and pack."""
+        for digest in digests:
+            for pack, frame in self._by_chunk.get(digest, ()):
+                yield digest, pack, frame
+
     def with_purged(self, gone: Set[bytes]) -> set[bytes]:
         """Return the packs that have a frame of one of these chunks, or a delta on one."""
-        return {pack for pack, frame in self.every() if frame.is_purged(gone)}
+        return {pack for _, pack, _ in self._on_or_of(gone)}
 
     def on(self, gone: Set[bytes]) -> set[bytes]:
         """Return the chunks that lie as deltas on one of these, and are none of them."""
-        return {f.place.digest for _, f in self.every() if not gone.isdisjoint(f.bases)} - gone
+        return {frame.place.digest for _, _, frame in self._on_or_of(gone)} - gone
 
-    def deltas(self, gone: Set[bytes]) -> Iterable[ChunkPlace]:
-        """Yield the deltas of these chunks, and on them."""
-        for _, frame in self.every():
-            if frame.place.bases and frame.is_purged(gone):
-                yield frame.place
+    def deltas(self, gone: Set[bytes]) -> Iterator[ChunkPlace]:
+        """Yield the deltas of these chunks, and on them; one that is both comes twice."""
+        return (frame.place for _, _, frame in self._on_or_of(gone) if frame.place.bases)
 
-    def sizes(self) -> dict[bytes, int]:
-        """Return the bytes of the chunks that were found, by digest."""
-        return {frame.place.digest: frame.place.plain_bytes for _, frame in self.every()}
+    def plain_bytes(self, digests: Set[bytes]) -> int:
+        """Return the plain bytes of these chunks, of those that were found."""
+        own = ((d, frame.place) for d, _, frame in self._on_or_of(digests))
+        return sum({d: place.plain_bytes for d, place in own if place.digest == d}.values())

@@ -25,6 +25,7 @@ from tierstore.format.purge import Acknowledgement, NodeNote, PurgedContent, Pur
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.format.tiers import HEAT
 from tierstore.modelstore.home.leases import in_force
+from tierstore.modelstore.home.once import create_once
 
 _BY_NODE = ((HEAT, 0, 0), (GROWTH, 0, 0), (NODES, 0, 1), (REPORTS, 2, 0))
 """Prefixes of objects that a node writes, with how many segments are before and behind its name."""
@@ -35,7 +36,26 @@ _GONE = "gone"
 _NOT_RENEWED = timedelta(hours=2)
 """How old the note of a place is that no agent writes any more: they do once an hour."""
 
+_CHUNKS_AT_ONCE = 1 << 20
 _log = logging.getLogger("tierstore.purge")
+
+
+def together(orders: Iterable[PurgeOrder]) -> Iterator[list[PurgeOrder]]:
+    """Yield orders in groups that are gone on with together, in the order that they have.
+
+    What many orders have to do with packs and caches is done once for a group, with all its chunks
+    in memory. So a group has 10^6 of them at most, or is one order.
+    """
+    group: list[PurgeOrder] = []
+    chunks = 0
+    for order in orders:
+        if group and chunks + order.chunks > _CHUNKS_AT_ONCE:
+            yield group
+            group, chunks = [], 0
+        group.append(order)
+        chunks += order.chunks
+    if group:
+        yield group
 
 
 @dataclass(slots=True)
@@ -72,8 +92,25 @@ class Orders:
     def _begin(self) -> None:
         self._lock = threading.Lock()
 
+    def create(self, order: PurgeOrder, content: PurgedContent) -> None:
+        """Write a new order; its content comes first, as nobody finds that without the order.
+
+        Whoever sees the order may carry it out: from then on it is not written over from here, or
+        what they found would be lost to who slept meanwhile.
+        """
+        create_once(self._blobs, PURGED + order.id, seal_body(Kind.PURGED, content))
+        create_once(self._blobs, PURGES + order.id, seal_body(Kind.PURGE, order))
+
+    def restore(self, order: PurgeOrder) -> None:
+        """Write an order anew that was lost; one that can be read by now stays."""
+        if not create_once(self._blobs, PURGES + order.id, seal_body(Kind.PURGE, order)):
+            try:
+                self.get(order.id)
+            except Damaged:
+                self.put(order)
+
     def put(self, order: PurgeOrder) -> None:
-        """Write an order, over what it was before."""
+        """Write an order, over what it was before, by who has read it with the right to collect."""
         self._blobs.put(PURGES + order.id, seal_body(Kind.PURGE, order))
 
     def get(self, name: str) -> PurgeOrder:

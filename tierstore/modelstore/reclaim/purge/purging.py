@@ -22,9 +22,10 @@ from tierstore.modelstore.names.removalprotocol import purge_lost
 from tierstore.modelstore.names.removed import PURGE
 from tierstore.modelstore.reclaim.feature import check_enabled
 from tierstore.modelstore.reclaim.purge.carrying import Carrying, noted
+from tierstore.modelstore.reclaim.purge.content import Content
 from tierstore.modelstore.reclaim.purge.dropping import Dropping
 from tierstore.modelstore.reclaim.purge.frames import Frames
-from tierstore.modelstore.reclaim.purge.orders import Nodes, Orders
+from tierstore.modelstore.reclaim.purge.orders import Nodes, Orders, together
 from tierstore.modelstore.reclaim.purge.receipt import PurgeReceipt, receipt_of
 from tierstore.modelstore.reclaim.reclaim import Reclaim
 from tierstore.modelstore.reclaim.removal import Removing, as_text
@@ -95,18 +96,10 @@ class Purges:
         if not versions:
             raise UsageError("no version was named; give references, such as 'ranker@3'")
         known = {(one.model, one.version): one.id for one in reversed(self._orders.all())}
-        names: list[str] = []
-        given: dict[str, PurgeOrder] = {}
-        new: list[Version] = []
-        for version in versions:
-            is_purged = self._is_purged(version.model, version.number)
-            name = known.get((version.model, version.number))
-            if name is None or not is_purged:
-                order = self._give(version, note)
-                given[order.id], name = order, order.id
-            if not is_purged:
-                new.append(version)
-            names.append(name)
+        new = [one for one in versions if not self._is_purged(one.model, one.number)]
+        given = self._give([one for one in versions if one in new or _key(one) not in known], note)
+        known |= {(one.model, one.version): one.id for one in given.values()}
+        names = [known[key] for key in map(_key, versions)]
         self._remove(new, given, force=force, note=note)
         waits = self._go_on(names)
         self._drop([self._orders.get(name) for name in names])
@@ -129,8 +122,9 @@ class Purges:
                 self._drop_unpurged(given, 0.0)
                 raise
         there = set(self._orders.names()) if given else set[str]()
-        for name in given.keys() - there:  # we slept for so long that others dropped it
-            self._put(given[name])
+        # we slept for so long that others dropped these
+        for order, content in noted(self._home, [given[one] for one in given.keys() - there]):
+            self._create(given[order.id], content)
 
     def _any_version(self, ref: str | Version) -> Version:
         """Return the version that a reference names, removed or not."""
@@ -149,33 +143,38 @@ class Purges:
         entry = self._names.removals.of(model).get(number)
         return entry is not None and entry.action == PURGE
 
-    def _give(self, version: Version, note: str) -> PurgeOrder:
-        order = PurgeOrder(
-            id=uuid.uuid4().hex,
-            time_us=time.time_ns() // 1000,
-            who=whoami(),
-            message=note,
-            model=version.model,
-            version=version.number,
-            manifest=version.digest.hex,
-        )
-        self._put(order)
-        order, content = noted(self._home, order)
-        with_reserve(self._home.blobs, lambda: self._orders.put_content(content.stored(order.id)))
-        self._put(order)
-        return order
+    def _give(self, versions: Sequence[Version], note: str) -> dict[str, PurgeOrder]:
+        """Write an order for each version; return them by their ids."""
+        orders = [
+            PurgeOrder(
+                id=uuid.uuid4().hex,
+                time_us=time.time_ns() // 1000,
+                who=whoami(),
+                message=note,
+                model=version.model,
+                version=version.number,
+                manifest=version.digest.hex,
+            )
+            for version in versions
+        ]
+        given: dict[str, PurgeOrder] = {}
+        for order, content in noted(self._home, orders) if orders else ():
+            self._create(order, content)
+            given[order.id] = order
+        return given
 
-    def _put(self, order: PurgeOrder) -> None:
+    def _create(self, order: PurgeOrder, content: Content) -> None:
         """Write an order, on a full home by the reserve: nobody could free anything otherwise."""
-        with_reserve(self._home.blobs, lambda: self._orders.put(order))
+        stored = content.stored(order.id)
+        with_reserve(self._home.blobs, lambda: self._orders.create(order, stored))
 
-    def _drop_unpurged(self, names: Iterable[str], older_s: float) -> list[str]:
-        """Delete orders of versions that were not purged; return the ids of the others."""
-        left: list[str] = []
+    def _drop_unpurged(self, names: Iterable[str], older_s: float) -> list[PurgeOrder]:
+        """Delete orders of versions that were not purged; return the others."""
+        left: list[PurgeOrder] = []
         for name in names:
             order = self._orders.get(name)
             if self._is_purged(order.model, order.version):
-                left.append(name)
+                left.append(order)
             elif time.time() - order.time_us / 1e6 >= older_s and not self._orders.is_begun(order):
                 self._orders.drop(name)
         return left
@@ -183,22 +182,26 @@ class Purges:
     def _go_on(self, names: Sequence[str], stop: threading.Event | None = None) -> str | None:
         """Carry orders out, as far as that is possible now; return what is in the way."""
         try:
-            todo = self._drop_unpurged(names, _DROPPED_S)
-            frames, before = Frames(self._home), None
-            for again in range(_PASSES if todo else 0):
-                if stop is not None and stop.is_set():
-                    break
-                self._carry_out(todo, frames, stop, is_first=not again)
-                orders = [self._orders.get(name) for name in todo]
-                left = [_left(order) for order in orders]
-                if left == before or all(order.done for order in orders):
-                    break
-                before = left
+            for todo in together(self._drop_unpurged(names, _DROPPED_S)):
+                self._carry_out([one.id for one in todo], stop)
         except TierstoreError as error:  # what was purged stays so, and is gone on with
             return str(error)
         return None
 
-    def _carry_out(
+    def _carry_out(self, names: Sequence[str], stop: threading.Event | None) -> None:
+        """Carry orders out together, in as many passes as there is progress."""
+        frames, before = Frames(self._home), None
+        for again in range(_PASSES):
+            if stop is not None and stop.is_set():
+                return
+            self._pass(names, frames, stop, is_first=not again)
+            orders = [self._orders.get(name) for name in names]
+            left = [_left(order) for order in orders]
+            if left == before or all(order.done for order in orders):
+                return
+            before = left
+
+    def _pass(
         self, names: Sequence[str], frames: Frames, stop: threading.Event | None, *, is_first: bool
     ) -> None:
         carrying = Carrying(
@@ -243,7 +246,10 @@ class Purges:
         for order in lost.orders:
             ref = f"{order.model}@{order.version}"
             _log.warning("the receipt of the purge of %s is lost: it begins anew", ref)
-            self._put(order)
+            self._restore(order)
+
+    def _restore(self, order: PurgeOrder) -> None:
+        with_reserve(self._home.blobs, lambda: self._orders.restore(order))
 
     def _drop(self, orders: Sequence[PurgeOrder]) -> None:
         """Drop what orders name from these caches; where that fails, nobody has answered for it."""
@@ -344,6 +350,10 @@ class Purges:
                 )
             found.append(receipt_of(order, said, nodes, why))
         return found
+
+
+def _key(version: Version) -> tuple[str, int]:
+    return version.model, version.number
 
 
 def _left(order: PurgeOrder) -> object:

@@ -256,7 +256,7 @@ def _nodes(order: PurgeOrder, said: Mapping[str, Acknowledgement], nodes: Nodes)
     for node, place in rows:
         one = said.get(place or "")
         when = None
-        if one is not None and not one.failed and one.sweep >= order.sweep:
+        if one is not None and not one.failed and one.sweep == order.sweep:
             when = _time(one.time_us)
         dropped = {} if one is None else one.dropped
         failed = {} if one is None else one.failed
