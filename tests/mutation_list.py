@@ -4214,7 +4214,7 @@ _REMOVAL = (
         "model-that-is-removed",
         "SPEC 9.1: A model of which all versions are removed is not listed.",
         "modelstore/names/removed.py",
-        "        return last is not None and len(known.removed) >= last.seq",
+        "        return last is not None and len(removed) >= last.seq",
         "        return False",
         (
             "integration/test_removal.py::test_a_model_without_versions_is_not_listed_and_its_numbers_go_on",
@@ -4471,8 +4471,8 @@ _REMOVAL = (
         "folders-without-an-entry-are-models",
         "Removals.listed: a folder without any entry is no model.",
         "modelstore/names/removed.py",
-        "if key in found or self._has_entry(name)",
-        "",
+        "elif self._home.log(name).last() is not None:  # its first entry is lost",
+        "else:",
         ("integration/test_removal.py::test_a_model_without_an_entry_hides_no_other",),
     ),
     Mutation(
@@ -4915,8 +4915,8 @@ _REMOVAL = (
         "damage-of-what-a-collection-took-for-over",
         "SPEC 9.1: What is damaged of a removed version is damage until a collection took it.",
         "modelstore/names/removed.py",
-        "home_or_own_now_s(self._home.blobs), over_us(self._home.blobs)",
-        "home_or_own_now_s(self._home.blobs), 0",
+        "certain_now_s(self._home.blobs), read_over(self._home.blobs)",
+        "certain_now_s(self._home.blobs), Over()",
         (
             "integration/test_check_removed.py::"
             "test_once_a_collection_took_a_window_for_over_nothing_of_it_is_damage",
@@ -5451,12 +5451,62 @@ _COLLECTOR = (
         "window-that-a-wrong-clock-ends-for-check",
         "SPEC 9.1: What is damaged of a removed version within its window is damage.",
         "modelstore/names/removed.py",
-        "self._now = home_or_own_now_s(self._home.blobs), ",
+        "self._now = certain_now_s(self._home.blobs), ",
         "self._now = 1e18, ",
         (
             "integration/test_removal.py::"
             "test_what_is_damaged_of_a_removed_version_is_told_by_the_clock_of_home",
+            "integration/test_damaged_retention.py::test_a_leap_ends_no_window_for_who_looks_at_it",
         ),
+    ),
+    Mutation(
+        "window-that-cannot-be-read-is-over",
+        "SPEC 9.1: Where what is set cannot be read no window is over for a collector.",
+        "modelstore/reclaim/roots.py",
+        "            return math.inf\n",
+        "            return 0\n",
+        (
+            "integration/test_damaged_retention.py::"
+            "test_what_is_removed_stays_while_its_window_cannot_be_read",
+        ),
+    ),
+    Mutation(
+        "damaged-rules-that-stop-all-others",
+        "docs/how-to/deleting.md: Of damaged rules all other models go on.",
+        "modelstore/reclaim/retention.py",
+        "        except OF_ONE as error:\n            return _unknown",
+        "        except Conflict as error:\n            return _unknown",
+        (
+            "integration/test_damaged_retention.py::"
+            "test_damaged_rules_keep_no_others_from_being_set_shown_and_applied",
+        ),
+    ),
+    Mutation(
+        "what-is-over-of-one-model",
+        "SPEC 10.1: over is what is over by model.",
+        "modelstore/home/retention.py",
+        " or entry.seq <= self.entries.get(model, 0)",
+        "",
+        ("integration/test_damaged_retention.py::test_each_model_has_what_is_over_of_its_own",),
+    ),
+    Mutation(
+        "what-is-over-ahead",
+        "SPEC 10.1: over_us is now if the time of the removal lies ahead.",
+        "modelstore/reclaim/roots.py",
+        "over_us.append(min(entry.time_us, int(now.now_s * 1e6)))",
+        "over_us.append(entry.time_us)",
+        (
+            "integration/test_damaged_retention.py::"
+            "test_what_was_removed_ahead_and_is_over_ends_no_later_window",
+        ),
+    ),
+    Mutation(
+        "first-damaged-model-ends-a-command",
+        "docs/how-to/deleting.md: A model that is damaged is skipped, and all others are done.",
+        "cli/kit/skipped.py",
+        "            self.errors[model] = error\n",
+        "            raise\n",
+        ("integration/test_damaged_retention.py::test_commands_go_on_behind_a_damaged_model",),
     ),
     Mutation(
         "alias-log-cut-off-by-one-clock",
@@ -5514,8 +5564,8 @@ _COLLECTOR = (
         "shorter-window-that-is-not-noted",
         "SPEC 10.1: over_us is the time of the newest removal whose window was over for a run.",
         "modelstore/reclaim/collector.py",
-        "over_us=max(self._kept.over_us, mark.over_us)",
-        "over_us=self._kept.over_us",
+        "over=self._kept.over | mark.over",
+        "over=self._kept.over",
         (
             "integration/test_removal.py::test_nothing_is_promised_of_what_a_shorter_window_took",
             "integration/test_removal.py::test_a_longer_window_promises_nothing_that_is_gone",
@@ -5525,8 +5575,8 @@ _COLLECTOR = (
         "undelete-promised-after-a-shorter-window",
         "SPEC 10.1: What was removed until over_us cannot be brought back for certain.",
         "modelstore/names/removed.py",
-        "if entry.time_us <= over_us:",
-        "if False:",
+        "if entry.action == PURGE or is_over:",
+        "if entry.action == PURGE:",
         ("integration/test_removal.py::test_nothing_is_promised_of_what_a_shorter_window_took",),
     ),
     Mutation(
@@ -6134,8 +6184,8 @@ _FULL = (
         "full-disk-and-what-was-deleted-is-promised",
         "SPEC 10.1: What was removed until over_us cannot be brought back for certain.",
         "modelstore/reclaim/collector.py",
-        "max(before.over_us, how.over_us)",
-        "before.over_us",
+        "before.over | how.over",
+        "before.over",
         ("integration/test_full_disk.py::test_nothing_is_promised_of_what_made_room",),
     ),
     Mutation(

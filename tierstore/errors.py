@@ -134,3 +134,7 @@ class Unreachable(BackendError, ConnectionError):
     """The storage did not answer; also a ``ConnectionError``."""
 
     exit_code = 8
+
+
+OF_ONE = (Conflict, Damaged, NotFound, UnsupportedFormat)
+"""What concerns one object or name alone: whoever looks at many goes on with the others."""

@@ -127,14 +127,13 @@ def test_quiet(name: str, run: Program) -> None:
     assert (done.code, done.out.split(), done.err) == (0, expected.split(), "")
 
 
-def test_what_is_done_already_is_said(run: Program) -> None:
-    with tierstore.open("store") as store:
-        store.save("o", {"w": np.ones(9, np.float32)})
-        store.save("o", {"w": np.zeros(9, np.float32)})
-    done = run("forget", "n", "m", "--keep-last", "1")
-    assert done.code == 6
-    assert done.err.startswith("tierstore: error: 1 of the 3 versions of m would be removed")
-    assert done.err.endswith("; done before: n\n")
+def test_rules_that_remove_too_much_of_one_model_are_kept_for_the_others(run: Program) -> None:
+    done = run("forget", "m", "p", "--keep-last", "4", "--keep-tag", "x", "--most-percent", "20")
+    assert (done.code, done.err) == (0, "")
+    done = run("forget", "m", "n", "x", "--keep-last", "1", "-q")
+    assert (done.code, done.out) == (6, "")
+    assert "2 models were skipped: m: 1 of the 3 versions of m would be removed" in done.err
+    assert "; x: there is no model 'x'" in done.err
 
 
 def test_a_log_does_not_grow_wider_with_what_is_removed_at_once(run: Program) -> None:

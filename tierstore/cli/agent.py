@@ -254,7 +254,7 @@ def _metrics(address: str, store: Store, runs: Agent, following: Following) -> I
     collector = TierCollector(
         lambda: samples(store),
         lambda: {**runs.counters(), **following.counters(), **heat_counters([store])},
-        lambda: [Gauge(*values) for values in following.values()],
+        lambda: [Gauge(*values) for values in (*following.values(), *runs.gauges())],
     )
     server, thread = serve(collector, host.strip("[]") or "127.0.0.1", int(port))
     logging.getLogger("tierstore.agent").info(

@@ -8,6 +8,7 @@ import typer
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, table, when
+from tierstore.cli.kit.skipped import Skipped
 from tierstore.cli.models import version_fields, version_json
 from tierstore.cli.removal import show_deleted
 from tierstore.cli.schemas import core as schemas
@@ -28,7 +29,10 @@ def ls(
         bool, typer.Option("--deleted", help="List versions that were removed instead.")
     ] = False,
 ) -> None:
-    """List models, or the versions of one."""
+    """List models, or the versions of one.
+
+    A model that cannot be read is skipped, and the command says so at its end.
+    """
     with cli.open() as store:
         if deleted:
             show_deleted(cli, store, model)
@@ -39,20 +43,22 @@ def ls(
 
 
 def _ls_models(cli: Cli, store: Store) -> None:
-    found = []
+    found: list[schemas.ListedModel] = []
+    skipped = Skipped()
     for name in store.models():
-        newest = store.versions(name, limit=1)[0]
-        if newest.is_release:
-            continue
-        aliases = {alias.name: alias.version.number for alias in store.aliases(name)}
-        found.append(
-            schemas.ListedModel(
-                model=name,
-                versions=store._names.count(name),
-                latest=version_json(newest),
-                aliases=aliases,
+        with skipped.unless_done(name):
+            newest = store.versions(name, limit=1)[0]
+            if newest.is_release:
+                continue
+            aliases = {alias.name: alias.version.number for alias in store.aliases(name)}
+            found.append(
+                schemas.ListedModel(
+                    model=name,
+                    versions=store._names.count(name),
+                    latest=version_json(newest),
+                    aliases=aliases,
+                )
             )
-        )
 
     def text() -> None:
         columns = [
@@ -76,6 +82,7 @@ def _ls_models(cli: Cli, store: Store) -> None:
             print(f"no models in {store.url}; 'tierstore save MODEL SOURCE' stores one")
 
     cli.out.show(schemas.Models(models=found), [one.model for one in found], text)
+    skipped.tell()
 
 
 def _ls_versions(cli: Cli, store: Store, model: str) -> None:

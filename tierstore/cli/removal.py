@@ -11,11 +11,12 @@ import typer
 from tierstore.cli import purge as purging
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import NOT_ENABLED, Column, counted, table, when
+from tierstore.cli.kit.skipped import Skipped
 from tierstore.cli.models import REF_HELP, Message, Ref, version_fields, version_json
 from tierstore.cli.schemas import removal as schemas
 from tierstore.cli.schemas.core import VersionJson
 from tierstore.config import parse_seconds
-from tierstore.errors import TierstoreError, UsageError
+from tierstore.errors import UsageError
 
 if TYPE_CHECKING:
     from tierstore.modelstore.reclaim.forgetting import Forgotten
@@ -96,9 +97,21 @@ def undelete(cli: Cli, ref: Ref, message: Message = "") -> None:
 
 
 def show_deleted(cli: Cli, store: Store, model: str | None) -> None:
-    """Print what 'ls --deleted' lists."""
+    """Print what 'ls --deleted' lists; of all models those that can be read."""
+    from tierstore.modelstore.reclaim.removedlist import RemovedListing
+
     of = f" of {model}" if model else ""
-    _show_deleted(cli, store.deleted(model), f"no version{of} is removed")
+    found: list[RemovedVersion] = []
+    skipped = Skipped()
+    if model is not None:
+        found = store.deleted(model)
+    else:
+        listing = RemovedListing(store._names)
+        for name in store._parts.home.models():
+            with skipped.unless_done(name):
+                found += listing.of(name)
+    _show_deleted(cli, found, f"no version{of} is removed")
+    skipped.tell()
 
 
 def _show_deleted(cli: Cli, found: Sequence[RemovedVersion], none: str) -> None:
@@ -166,6 +179,8 @@ def forget(
     goes back to, and that an alias pointed to in the last 30 days, or the time that 'retention set
     --alias-history' gives. Patches stay for 7 days, and
     while they are among the newest 64 versions.
+
+    A model that cannot be looked at is skipped, and the command says so at its end.
     """
     keep = keep_of(
         keep_last, keep_within, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly,
@@ -173,21 +188,20 @@ def forget(
     )  # fmt: skip
     most = 100.0 if yes else most_percent
     found: list[Forgotten] = []
+    skipped = Skipped()
     with cli.open() as store:
         for model in models:
-            try:
+            with skipped.unless_done(model):
                 found.append(
                     store.forget(model, **keep, dry_run=dry_run, most_percent=most, message=message)
                 )
-            except TierstoreError as error:
-                if not found or dry_run:
-                    raise
-                done = ", ".join(one.model for one in found)
-                raise type(error)(f"{error}; done before: {done}") from error
         enabled = store.reclaim.is_enabled
+    if not found:
+        skipped.tell()
     data = schemas.Forgot(enabled=enabled, models=[forgotten_json(one) for one in found])
     ids = [str(version) for one in found for version in one.removed]
     cli.out.show(data, ids, lambda: print_forgotten(found, enabled=enabled))
+    skipped.tell()
 
 
 def keep_of(

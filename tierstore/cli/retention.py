@@ -10,6 +10,7 @@ import typer
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import NOT_ENABLED, counted, facts
+from tierstore.cli.kit.skipped import Skipped
 from tierstore.cli.kit.times import duration
 from tierstore.cli.models import Message
 from tierstore.cli.removal import (
@@ -26,7 +27,7 @@ from tierstore.cli.removal import (
     print_forgotten,
 )
 from tierstore.cli.schemas import removal as schemas
-from tierstore.errors import Conflict, NotFound
+from tierstore.errors import Damaged, NotFound
 from tierstore.shown import duration_text, time_text
 
 if TYPE_CHECKING:
@@ -88,20 +89,25 @@ def remove(cli: Cli, model: RetentionModel = None) -> None:
     What is set for all models holds for it then.
     """
     with cli.open() as store:
-        was = store.retention.get(model)
-        store.retention.remove(model)
+        was_set = store.retention.remove(model)
     name = "all models" if model is None else f"{model} itself"
-    said = f"nothing was set for {name}" if was is None else f"nothing is set for {name} any more"
+    said = f"nothing is set for {name} any more" if was_set else f"nothing was set for {name}"
     cli.out.show(schemas.RetentionRemoved(model=model), [model or "-"], lambda: print(said))
 
 
 def ls(cli: Cli) -> None:
-    """List what is kept of models, and how long removals can be undone."""
+    """List what is kept of models, and how long removals can be undone.
+
+    What is damaged is listed as such, and ends the command with 4 once all is shown.
+    """
     with cli.open() as store:
         found = store.retention.all()
         shown = _Shown(store, found)
     data = schemas.Retentions(retentions=shown.json())
     cli.out.show(data, [_name(one) for one in found], shown.print)
+    problems = [one.problem for one in found if one.problem is not None]
+    if problems:
+        raise Damaged("; ".join(problems))
 
 
 def apply(
@@ -131,40 +137,36 @@ def apply(
     go that there were when the rules were set or last removed any, it removes nothing, and neither
     do agents, until this is run with --yes. What was saved since does not count.
     """
-    blocked: list[str] = []
     found: list[Forgotten] = []
     waiting: list[str] = []
+    skipped = Skipped()
     most = 100.0 if yes else 20.0
     with cli.open() as store:
         enabled = store.reclaim.is_enabled
-        for outlook in _outlooks(store, models):
-            model = outlook.model
-            try:
+        for model in _with_rules(store, models):
+            with skipped.unless_done(model):
                 done = store.retention.apply(model, most_percent=most, at_once=yes, dry_run=dry_run)
-            except Conflict as error:
-                blocked.append(str(error))
-                continue
-            found += [] if done is None else [done]
-            if done is not None and done.dry_run and not dry_run:
-                due = time_text(outlook.due)
-                waiting.append(f"the rules of {model} remove from {due} on, or now with --yes")
+                if done is None:
+                    continue
+                found.append(done)
+                if done.dry_run and not dry_run and (due := store.retention.due(model)):
+                    from_text = time_text(due)
+                    waiting.append(
+                        f"the rules of {model} remove from {from_text} on, or now with --yes"
+                    )
     data = schemas.Forgot(enabled=enabled, models=[forgotten_json(one) for one in found])
     gone = [one for one in found if dry_run or not one.dry_run]
     ids = [str(version) for one in gone for version in one.removed]
     cli.out.show(data, ids, lambda: _print_applied(found, waiting, enabled=enabled))
-    if blocked:
-        raise Conflict("; ".join(blocked))
+    skipped.tell()
 
 
-def _outlooks(store: Store, models: Sequence[str] | None) -> list[Outlook]:
-    if not models:
-        return store.retention.outlooks()
-    found = []
-    for model in models:
-        outlook = store.retention.outlook(model)
-        if outlook is None:
+def _with_rules(store: Store, models: Sequence[str] | None) -> list[str]:
+    """Return the models that rules are to be applied to: those that are named have some."""
+    found = store.retention.with_rules(models)
+    for model in models or ():
+        if model not in found:
             raise NotFound(f"no rules are set for {model!r}; 'tierstore retention ls' lists all")
-        found.append(outlook)
     return found
 
 
@@ -188,8 +190,10 @@ class _Shown:
 
     def __init__(self, store: Store, found: Sequence[ModelRetention]) -> None:
         self._found, self._enabled = found, store.reclaim.is_enabled
-        has_rules = any(one.rules is not None for one in found)
-        self._outlooks = store.retention.outlooks() if has_rules else []
+        ruled = [one.model for one in found if one.rules is not None]
+        named = [model for model in ruled if model is not None]
+        every = store.retention.each_outlook(None if None in ruled else named)
+        self._outlooks = list(every) if ruled else []
 
     def json(self) -> list[schemas.RetentionJson]:
         """Return it as it is printed as JSON."""
@@ -204,6 +208,7 @@ class _Shown:
                 since=one.since,
                 who=one.who,
                 message=one.message,
+                problem=one.problem,
                 outlooks=[
                     schemas.OutlookJson(
                         model=outlook.model,
@@ -233,8 +238,11 @@ class _Shown:
     def _facts(self, one: ModelRetention) -> list[tuple[str, str]]:
         from tierstore.modelstore.reclaim.rules import described
 
+        name = "all others" if one.model is None else one.model
+        if one.problem is not None:
+            return [("model", name), ("written", time_text(one.since)), ("damaged", one.problem)]
         return [
-            ("model", "all others" if one.model is None else one.model),
+            ("model", name),
             ("window", _set_time(one.window)),
             ("alias history", _set_time(one.alias_history)),
             ("rules", "-" if one.rules is None else described(one.rules)),

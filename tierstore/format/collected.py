@@ -71,6 +71,8 @@ class Collected(Body, frozen=True, kw_only=True):
         no_waste: A digest of what a repack found nothing to do in; empty if none did.
         over_us: The time until which no removal can be undone for certain, whatever window is set
             later; 0 if there is none.
+        over: The entry of a model's log of removals until which none can be undone for certain, by
+            the model's name: models may have windows of their own.
     """
 
     time_us: Microseconds
@@ -82,6 +84,7 @@ class Collected(Body, frozen=True, kw_only=True):
     last: LastCollection | None = None
     no_waste: bytes = b""
     over_us: Microseconds = 0
+    over: dict[str, Count] = msgspec.field(default_factory=dict)
 
     def check(self) -> None:
         """Raise ``Broken`` unless the ids rise, and each has its time."""

@@ -15,12 +15,11 @@ from types import FrameType
 
 from tierstore.admin.purges import purges_of
 from tierstore.errors import (
+    OF_ONE,
     Conflict,
-    Damaged,
     NotFound,
     OutOfSpace,
     TierstoreError,
-    UnsupportedFormat,
 )
 from tierstore.format.keys import ALIASES
 from tierstore.format.storeconfig import reclaims
@@ -119,6 +118,7 @@ class Agent:
         """The ends of the logs of aliases that are in no rollout."""
         self._rules_looked_at = -_RULES_EVERY_S
         self._reported: set[tuple[str, str]] = set()
+        self._blocked_models: int | None = None
         self._warned: dict[str, tuple[type[TierstoreError], float]] = {}
         self._waiting: set[Version] = set()
         home = store._parts.home
@@ -269,7 +269,7 @@ class Agent:
         """Fold a version if it lies on many patches; return ``False`` if that waits for room."""
         try:
             done = self._fold_one(newest)
-        except (Conflict, Damaged, NotFound, UnsupportedFormat, OutOfSpace) as error:
+        except (*OF_ONE, OutOfSpace) as error:
             # 'check' tells more
             _log.warning("%s was not folded: %s", newest, error)
             return True
@@ -317,24 +317,26 @@ class Agent:
         ):
             return
         self._rules_looked_at = now
-        for found in self._store.retention.outlooks():
+        blocked = 0
+        for found in self._store.retention.each_outlook():
             if self.stop.is_set():
                 return
             if found.blocked is not None:
-                _log.warning(
-                    "nothing of %s is removed by its rules: %s", found.model, found.blocked
-                )
+                _log.warning(_BLOCKED, found.model, found.blocked)
+                blocked += 1
             elif found.going:
-                self._apply_rules(found)
+                blocked += not self._apply_rules(found)
+        self._blocked_models = blocked
 
-    def _apply_rules(self, found: Outlook) -> None:
+    def _apply_rules(self, found: Outlook) -> bool:
+        """Remove what the rules of a model do not keep; return whether they could."""
         try:
             done = self._store.retention.apply(found.model)
-        except (Conflict, Damaged, NotFound, UnsupportedFormat) as error:
+        except OF_ONE as error:
             _log.warning(_BLOCKED, found.model, error)
-            return
+            return False
         if done is None or not done.removed:  # others were at it meanwhile
-            return
+            return True
         refs = " ".join(map(str, done.removed))
         if not done.dry_run:
             self.stats.removed += len(done.removed)
@@ -343,6 +345,14 @@ class Agent:
             self._reported.add((found.model, refs))
             due = time_text(found.due)
             _log.warning("the rules of %s will remove from %s on: %s", found.model, due, refs)
+        return True
+
+    def gauges(self) -> list[tuple[str, str, Mapping[str, str], float]]:
+        """Return values for the page of metrics: name, text, labels and value."""
+        if self._blocked_models is None:  # not looked yet, or not allowed
+            return []
+        text = "Models of which rules of retention could remove nothing at the last look."
+        return [("retention_blocked_models", text, {}, self._blocked_models)]
 
     def counters(self) -> Mapping[str, float]:
         """Return totals for the page of metrics, by name."""

@@ -15,6 +15,7 @@ Counters are only collected when a page is asked for, so reads of weights pay no
     tierstore_tier_request_seconds{tier,role,op}      histogram
     tierstore_tier_breaker_open{tier,role}            1 while the tier is skipped
     tierstore_tier_breaker_opened_total{tier,role}
+    tierstore_retention_blocked_models                by the agent's last look at the rules
     tierstore_<name>_total                            other totals: moves, heat flushes
     tierstore_follow_staleness_seconds{ref}           also _load_seconds, _version, _failing and
                                                       _silent_seconds: since the last good look

@@ -1,3 +1,14 @@
 """Parts that commands are made of: app, options, references, help, output, objects, progress."""
 
-__all__ = ["app", "command", "objects", "output", "progress", "refs", "signals", "streams", "times"]
+__all__ = [
+    "app",
+    "command",
+    "objects",
+    "output",
+    "progress",
+    "refs",
+    "signals",
+    "skipped",
+    "streams",
+    "times",
+]

@@ -73,7 +73,9 @@ class RetentionJson(Schema):
     ``window_s`` is for how many seconds a removal can be undone, and ``alias_history_s`` for how
     many a version stays after an alias left it; null where that is not set. ``rules`` are the
     options that set them, null where nothing is removed by rules. ``since`` is when this was set,
-    and ``who`` did it. ``outlooks`` are what the rules will remove, by model.
+    and ``who`` did it. ``outlooks`` are what the rules will remove, by model. ``problem`` is why it
+    cannot be read, and null where it can; nothing else is known then, and ``since`` is when it was
+    written.
     """
 
     model: str | None
@@ -83,6 +85,7 @@ class RetentionJson(Schema):
     since: datetime
     who: str
     message: str
+    problem: str | None
     outlooks: list[OutlookJson]
 
 

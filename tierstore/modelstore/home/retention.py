@@ -1,22 +1,63 @@
-"""Retention as it is stored: windows and rules of models and of the store (SPEC.md 9.1)."""
+"""Retention as it is stored: windows and rules of models and of the store (SPEC.md 9.1).
+
+What is damaged concerns its own model alone: what is set for the store is looked at only where a
+model has nothing of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from tierstore.blobs.base import BlobStore
+from tierstore.blobs.base import BlobInfo, BlobStore
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.format.collected import Collected
 from tierstore.format.keys import COLLECTED, RETENTION, retention_key
+from tierstore.format.reflog import RefEntry
 from tierstore.format.retention import ALIAS_HISTORY_S, WINDOW_S, Retention
 from tierstore.format.sealed import Kind, unseal_body
 
 
-def read_retention(home_blobs: BlobStore, model: str) -> tuple[Retention | None, Retention | None]:
-    """Return what is set for a model, and for the store; ``None`` for what is not set."""
-    own, common = retention_key(model), retention_key(None)
-    found = home_blobs.get_many([own, common])
-    return _parsed(found, own), _parsed(found, common)
+@dataclass(frozen=True, slots=True)
+class SetFor:
+    """What is set for a model: by what is stored for itself, or else for the store.
+
+    Attributes:
+        model: The model's name.
+        stored: Returns what is stored for a model, or with ``None`` for the store.
+    """
+
+    model: str
+    stored: Callable[[str | None], Retention | None]
+
+    def rules(self) -> tuple[str | None, Retention] | None:
+        """Return whose rules hold, ``None`` for the store's, and these; ``None`` without any."""
+        return next((one for one in self._both() if one[1].rules is not None), None)
+
+    def window_s(self) -> int:
+        """Return for how many seconds a removed version of the model can be brought back."""
+        found = (one.window_s for _, one in self._both())
+        return next((seconds for seconds in found if seconds is not None), WINDOW_S)
+
+    def alias_history_s(self) -> int:
+        """Return for how many seconds a version of the model stays after an alias left it."""
+        found = (one.alias_history_s for _, one in self._both())
+        return next((seconds for seconds in found if seconds is not None), ALIAS_HISTORY_S)
+
+    def _both(self) -> Iterator[tuple[str | None, Retention]]:
+        for name in (self.model, None):
+            one = self.stored(name)
+            if one is not None:
+                yield name, one
+
+
+def read_set(home_blobs: BlobStore, model: str) -> SetFor:
+    """Return what is set for a model now, by one request.
+
+    What is damaged of it raises ``Damaged`` where it is asked for.
+    """
+    found = home_blobs.get_many([retention_key(model), retention_key(None)])
+    return SetFor(model, lambda name: _parsed(found, retention_key(name)))
 
 
 def stored_retention(home_blobs: BlobStore, model: str | None) -> Retention | None:
@@ -25,26 +66,48 @@ def stored_retention(home_blobs: BlobStore, model: str | None) -> Retention | No
     return _parsed(home_blobs.get_many([key]), key)
 
 
-def over_us(home_blobs: BlobStore) -> int:
-    """Return the time of the newest removal whose window a collection took for over.
+@dataclass(frozen=True, slots=True)
+class Over:
+    """Removals whose window collections took for over: they cannot be undone for certain.
 
-    By what was set or given then, whatever is set now. Microseconds since the epoch; 0 for none.
+    By what was set or given then, whatever is set now.
+
+    Attributes:
+        until_us: Those up to this time are over, in microseconds since the epoch; 0 for none.
+        entries: Those up to this entry of a model's log of removals are over, by model.
     """
+
+    until_us: int = 0
+    entries: Mapping[str, int] = field(default_factory=dict)
+
+    def has(self, model: str, entry: RefEntry) -> bool:
+        """Return whether what an entry removed of a model is over."""
+        return entry.time_us <= self.until_us or entry.seq <= self.entries.get(model, 0)
+
+    def __or__(self, other: Over) -> Over:
+        """Return what is over by one of both."""
+        models = self.entries.keys() | other.entries.keys()
+        return Over(
+            max(self.until_us, other.until_us),
+            {one: max(self.entries.get(one, 0), other.entries.get(one, 0)) for one in models},
+        )
+
+
+NONE_OVER = Over()
+
+
+def read_over(home_blobs: BlobStore) -> Over:
+    """Return which removals collections took for over; none where that is lost."""
     try:
         found = unseal_body(Kind.COLLECTED, home_blobs.get(COLLECTED), Collected, COLLECTED)
     except (NotFound, Damaged, UnsupportedFormat):  # it may be lost at any time
-        return 0
-    return found.over_us
+        return Over()
+    return Over(found.over_us, found.over)
 
 
 def window_s(home_blobs: BlobStore, model: str) -> int:
     """Return for how many seconds a removed version of a model can be brought back."""
-    return settled_window_s(read_retention(home_blobs, model))
-
-
-def settled_window_s(both: tuple[Retention | None, Retention | None]) -> int:
-    """Return the window of a model in seconds, from what is set for it and for the store."""
-    return _settled((one.window_s for one in both if one is not None), WINDOW_S)
+    return read_set(home_blobs, model).window_s()
 
 
 class SetRetentions:
@@ -58,35 +121,35 @@ class SetRetentions:
 
     def __init__(self, home_blobs: BlobStore) -> None:
         self._blobs = home_blobs
-        self._keys: set[str] | None = None
-        self._read: dict[str, Retention | None] = {}
+        self._listed: dict[str, BlobInfo] | None = None
+        self._read: dict[str | None, Retention | None] = {}
 
-    def window_s(self, model: str) -> int:
-        """Return for how many seconds a removed version of a model can be brought back."""
-        return settled_window_s(self._both(model))
+    def of(self, model: str) -> SetFor:
+        """Return what is set for a model; what is damaged of it raises where it is asked for."""
+        return SetFor(model, self.stored)
 
-    def alias_history_s(self, model: str) -> int:
-        """Return for how many seconds a version of a model stays after an alias left it."""
-        found = (one.alias_history_s for one in self._both(model) if one is not None)
-        return _settled(found, ALIAS_HISTORY_S)
+    def info(self, model: str | None) -> BlobInfo | None:
+        """Return what is listed of that which is stored for a model, or for the store."""
+        return self.listed().get(retention_key(model))
 
-    def _both(self, model: str) -> tuple[Retention | None, Retention | None]:
-        return self._of(model), self._of(None)
+    def listed(self) -> dict[str, BlobInfo]:
+        """Return all that is stored, by key."""
+        if self._listed is None:
+            self._listed = {info.key: info for info in self._blobs.list(RETENTION)}
+        return self._listed
 
-    def _of(self, model: str | None) -> Retention | None:
-        if self._keys is None:
-            self._keys = {info.key for info in self._blobs.list(RETENTION)}
-        key = retention_key(model)
-        if key not in self._keys:
+    def stored(self, model: str | None) -> Retention | None:
+        """Return what is stored for a model, or with ``None`` for the store.
+
+        That of the store and of the last model is kept, so that any number of models can be asked.
+        """
+        if self.info(model) is None:
             return None
-        if key not in self._read:
-            self._read[key] = stored_retention(self._blobs, model)
-        return self._read[key]
-
-
-def _settled(found: Iterable[int | None], default: int) -> int:
-    """Return the first seconds that are set, the model's before the store's."""
-    return next((seconds for seconds in found if seconds is not None), default)
+        if model not in self._read:
+            found = stored_retention(self._blobs, model)
+            self._read = {name: one for name, one in self._read.items() if name is None}
+            self._read[model] = found
+        return self._read[model]
 
 
 def _parsed(found: Mapping[str, memoryview], key: str) -> Retention | None:

@@ -8,19 +8,20 @@ as a rule is not there.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, repeat, takewhile
 from typing import Final
 
-from tierstore.errors import NotFound
+from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.format.keys import REMOVED_LOG, VERSION_LOG, entry_key, ref_prefix
 from tierstore.format.reflog import RefEntry, parse_entry
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.home.probe import home_or_own_now_s
-from tierstore.modelstore.home.retention import over_us, window_s
-from tierstore.modelstore.version import when
+from tierstore.modelstore.home.probe import certain_now_s
+from tierstore.modelstore.home.retention import Over, read_over, window_s
+from tierstore.modelstore.version import RELEASED, when
 from tierstore.shown import time_text
 
 _log = logging.getLogger("tierstore.refs")
@@ -60,9 +61,12 @@ class Removals:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._known: dict[str, _Known] = {}
-        self._named: set[str] = set()
-        """Names that were seen to have an entry: one that has is a model's for ever."""
-        self._now: tuple[float, int] | None = None
+        self._named: dict[str, bool | None] = {}
+        """Names that were seen to have an entry, and whether they are a release's; ``None`` where
+        the first one cannot be read. A name keeps its kind for ever."""
+        self._strange: set[str] = set()
+        """Names without any entry that this process has told."""
+        self._now: tuple[float, Over] | None = None
 
     def of(self, model: str) -> Removed:
         """Return the versions of a model that are removed now."""
@@ -110,39 +114,67 @@ class Removals:
     def listed(self, models: Iterable[str]) -> list[str]:
         """Return those of the models that have a version which is not removed.
 
-        A folder without any entry, which strangers or a loss may leave, is no model.
+        A folder without any entry, which strangers or a loss may leave, is no model. A model whose
+        log of removals cannot be read is listed: whoever asks for a version of it is told.
         """
         asked = dict.fromkeys(models)
-        first = {
-            name: entry_key(ref_prefix(name, VERSION_LOG), 1)
-            for name in asked
-            if name not in self._named
-        }
+        first = self._unknown(asked)
         known = {name: self._known_of(name) for name in asked} if self._home.reclaims else {}
         keys = {name: _key(name, one) for name, one in known.items()}
         found = self._home.blobs.get_many([*first.values(), *keys.values()])
-        self._named |= {
-            name for name, key in first.items() if key in found or self._has_entry(name)
-        }
+        self._learn(first, found)
         names = [name for name in asked if name in self._named]
         return [
             name
             for name in names
-            if name not in known
-            or not self._is_gone(name, self._read_on(name, known[name], found.get(keys[name])))
+            if name not in known or not self._is_gone(name, known[name], found.get(keys[name]))
         ]
 
-    def _has_entry(self, model: str) -> bool:
-        if self._home.log(model).last() is not None:
-            return True
-        _log.warning("refs/%s is not listed: it holds no version, or all of its log is lost", model)
-        return False
+    def may_be_releases(self, names: Iterable[str]) -> list[str]:
+        """Return those of the names that are not known to be a model's.
 
-    def _is_gone(self, model: str, known: _Known) -> bool:
-        if not known.removed:
+        Costs a read of the first entry of each name that this process has not seen before.
+        """
+        asked = list(names)
+        first = self._unknown(asked)
+        self._learn(first, self._home.blobs.get_many(list(first.values())))
+        return [name for name in asked if self._named.get(name, True) is not False]
+
+    def _unknown(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the keys of the first entries of names whose kind is not known, by name."""
+        return {
+            name: entry_key(ref_prefix(name, VERSION_LOG), 1)
+            for name in names
+            if name not in self._named
+        }
+
+    def _learn(self, first: Mapping[str, str], found: Mapping[str, memoryview]) -> None:
+        """Take in the first entries of names, as far as they were found."""
+        for name, key in first.items():
+            if key in found:
+                try:
+                    entry = parse_entry(found[key], 1, f"ref entry {key}")
+                except (Damaged, UnsupportedFormat) as error:
+                    _log.info("what %s is the name of is not known: %s", name, error)
+                    self._named[name] = None
+                else:
+                    self._named[name] = entry.action == RELEASED
+            elif self._home.log(name).last() is not None:  # its first entry is lost
+                self._named[name] = None
+            elif name not in self._strange:
+                self._strange.add(name)
+                _log.warning(
+                    "refs/%s is not listed: it holds no version, or all of its log is lost", name
+                )
+
+    def _is_gone(self, model: str, known: _Known, data: memoryview | None) -> bool:
+        try:
+            removed = self._read_on(model, known, data).removed
+            last = self._home.log(model).last() if removed else None
+        except (Damaged, UnsupportedFormat) as error:
+            _log.warning("whether %s has a version in force is not known: %s", model, error)
             return False
-        last = self._home.log(model).last()
-        return last is not None and len(known.removed) >= last.seq
+        return last is not None and len(removed) >= last.seq
 
     def _look(self, model: str) -> _Known:
         if not self._home.reclaims:
@@ -191,17 +223,21 @@ class Removals:
                 f"{ref} was purged on {when(entry):%Y-%m-%d %H:%M:%S} UTC by {entry.who}{note}, "
                 "and cannot be brought back"
             )
-        until = self.until(model, entry)
-        if until > datetime.now(UTC):
-            back = f"until {time_text(until)} 'tierstore undelete {ref}' brings it back"
-        else:
-            back = (
-                f"'tierstore undelete {ref}' brings it back if it is still there, which is "
-                f"certain only until {time_text(until)}"
-            )
         return (
-            f"{ref} was removed on {when(entry):%Y-%m-%d %H:%M:%S} UTC by {entry.who}{note}; {back}"
+            f"{ref} was removed on {when(entry):%Y-%m-%d %H:%M:%S} UTC by {entry.who}{note}; "
+            f"{self._way_back(model, ref, entry)}"
         )
+
+    def _way_back(self, model: str, ref: str, entry: RefEntry) -> str:
+        """Return in words how what an entry removed is brought back, and until when for certain."""
+        undelete = f"'tierstore undelete {ref}' brings it back"
+        try:
+            until = self.until(model, entry)
+        except (Damaged, UnsupportedFormat) as error:
+            return f"{undelete} if it is still there; until when it is nobody knows: {error}"
+        if until > datetime.now(UTC):
+            return f"until {time_text(until)} {undelete}"
+        return f"{undelete} if it is still there, which is certain only until {time_text(until)}"
 
     def refuse_purged(self, model: str, number: int) -> None:
         """Raise ``NotFound`` for a version that was removed for good."""
@@ -212,39 +248,43 @@ class Removals:
     def expired(self, model: str) -> set[int]:
         """Return the removed versions of a model whose window is over, or was for a collection.
 
-        Home's clock, and what collections took for over, are asked for once by each of these, and
-        only where something is removed.
+        Nothing is over that is not so by home's clock and by this machine's, whichever of them is
+        wrong; nor by a window that cannot be read. The time, and what collections took for over,
+        are asked for once by each of these, and only where something is removed.
         """
         removed = self.of(model)
         if not removed:
             return set()
         if self._now is None:
-            self._now = home_or_own_now_s(self._home.blobs), over_us(self._home.blobs)
-        now_s, collected_us = self._now
-        since_us = max((now_s - window_s(self._home.blobs, model)) * 1e6, collected_us)
+            self._now = certain_now_s(self._home.blobs), read_over(self._home.blobs)
+        now_s, over = self._now
+        try:
+            since_us = (now_s - window_s(self._home.blobs, model)) * 1e6
+        except (Damaged, UnsupportedFormat) as error:
+            _log.warning("what was removed of %s counts as not over: %s", model, error)
+            since_us = -math.inf
         return {
             number
             for number, entry in removed.items()
-            if entry.action == PURGE or entry.time_us <= since_us
+            if entry.action == PURGE or entry.time_us <= since_us or over.has(model, entry)
         }
 
     def until(self, model: str, entry: RefEntry) -> datetime:
         """Return until when what an entry removed can be brought back for certain."""
-        return window_end(entry, window_s(self._home.blobs, model), over_us(self._home.blobs))
+        is_over = read_over(self._home.blobs).has(model, entry)
+        return window_end(entry, window_s(self._home.blobs, model), is_over=is_over)
 
 
-def window_end(entry: RefEntry, seconds: float, over_us: int) -> datetime:
+def window_end(entry: RefEntry, seconds: float, *, is_over: bool) -> datetime:
     """Return until when what an entry removed can be brought back for certain.
 
     Args:
         entry: The entry.
         seconds: The window of the model.
-        over_us: The time of the newest removal whose window is over anyway: see ``over_us``.
+        is_over: Whether a collection took its window for over.
     """
-    if entry.action == PURGE:
+    if entry.action == PURGE or is_over:
         return when(entry)
-    if entry.time_us <= over_us:
-        seconds = 0
     return datetime.fromtimestamp(min(entry.time_us / 1e6 + seconds, _LAST_S), UTC)
 
 

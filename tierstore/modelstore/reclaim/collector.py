@@ -44,6 +44,7 @@ from tierstore.modelstore.home.reserve import (
     keep_reserve,
     with_reserve,
 )
+from tierstore.modelstore.home.retention import NONE_OVER, Over
 from tierstore.modelstore.names.removalprotocol import purge_lost
 from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease
 from tierstore.modelstore.reclaim.feature import check_enabled, keep_enabled
@@ -110,7 +111,7 @@ class _How:
     Attributes:
         freed: What was deleted to make room, by the tier's name.
         is_full: Whether home has no room for the whole reserve when the run has ended.
-        over_us: The time of the newest removal of which something was deleted to make room.
+        over: Removals of which something was deleted to make room.
     """
 
     grace_s: float
@@ -122,7 +123,7 @@ class _How:
     errand: Errand
     freed: dict[str, int] = field(default_factory=dict)
     is_full: bool = False
-    over_us: int = 0
+    over: Over = NONE_OVER
 
     def count(self, freed: Mapping[str, int]) -> int:
         """Count what was deleted before the run itself; return how many bytes that were."""
@@ -217,7 +218,7 @@ class Collector:
         now_s = time.time() + self._skew_s(lease is None)
         offset_s = now_s - running_s()
         before = read_kept(self._home.blobs, now_s)
-        self._kept = replace(before, over_us=max(before.over_us, how.over_us))
+        self._kept = replace(before, over=before.over | how.over)
         if lease is not None and self._kept != before:  # before anything can end this run
             lease.check()
             write_kept(self._home.blobs, self._kept, now_s)
@@ -228,7 +229,7 @@ class Collector:
         mark = work.prepared(how.errand)
         new = self._candidates(mark, now_s, how.grace_s, how.errand)
         # or nobody would know that these windows are over, once longer ones are set
-        self._kept = replace(self._kept, over_us=max(self._kept.over_us, mark.over_us))
+        self._kept = replace(self._kept, over=self._kept.over | mark.over)
         if lease is not None and self._kept != before:
             lease.check()  # who has lost the right writes no note
             write_kept(self._home.blobs, self._kept, offset_s + running_s())
@@ -301,7 +302,7 @@ class Collector:
             mark = self.marker.mark(now_s, how.window_s)
             if not _to_heal(self._home, self.marker, mark):
                 swept = self._sweep(self._doomed(mark, waited, set()), mark, right, how)
-                how.over_us = max(how.over_us, mark.over_us)
+                how.over |= mark.over
                 if how.count(swept.freed):
                     return True
         except (Damaged, NotFound, UnsupportedFormat) as error:

@@ -24,7 +24,7 @@ from tierstore.modelstore.home.leases import in_force
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.probe import certain_now_s
 from tierstore.modelstore.home.readerlease import is_own
-from tierstore.modelstore.home.retention import SetRetentions
+from tierstore.modelstore.home.retention import read_set
 from tierstore.modelstore.names.aliaslog import current, goes_back_to, meant_since, newest_since
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.rollout import HOLDER
@@ -60,7 +60,6 @@ class Holders:
     def __init__(self, names: Names) -> None:
         self._names, self._home = names, names.home
         self._now_s: float | None = None
-        self._models: set[str] = set()
         self._members: dict[str, tuple[Member, ...]] = {}
         self._entries: dict[tuple[str, str, int], RefEntry] = {}
         self._below: dict[str, list[str]] = {}
@@ -138,7 +137,7 @@ class Holders:
         """
         found: Reasons = {}
         now_us = self.now_s() * 1e6
-        history_s = SetRetentions(self._home.blobs).alias_history_s(model)
+        history_s = read_set(self._home.blobs, model).alias_history_s()
         since_us = now_us - history_s * 1e6
         lately = f"in the last {duration_text(timedelta(seconds=history_s))}"
         for alias, last in aliases.items():
@@ -157,22 +156,20 @@ class Holders:
         return goes_back_to(newest[-1], lambda seq: self._read(model, name, [seq])[0])
 
     def _releases(self, model: str, going: Set[tuple[str, int]]) -> list[tuple[int, str]]:
-        names = [name for name in self._home.models() if name not in self._models]
+        names = self._names.removals.may_be_releases(self._home.models())
         every = parallel(lambda name: self._naming(name, model, going), names)
         return [one for found in every for one in found]
 
     def _naming(self, name: str, model: str, going: Set[tuple[str, int]]) -> list[tuple[int, str]]:
         """Return which versions of a model the releases of a name have, and which release."""
-        log = self._home.log(name)
         last, removed = self._names.removals.last(name)
         if last is None:
             return []
-        if last.action != RELEASED:  # a name never changes its kind
-            self._models.add(name)
+        if last.action != RELEASED:
             return []
         return [
             (member.version, f"release {name}@{entry.seq}")
-            for entry in log.entries()
+            for entry in self._read(name, VERSION_LOG, range(last.seq, 0, -1))
             if entry.seq not in removed and entry.manifest and (name, entry.seq) not in going
             for member in self._members_of(f"{name}@{entry.seq}", entry.manifest)
             if member.model == model

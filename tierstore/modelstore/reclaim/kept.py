@@ -16,6 +16,7 @@ from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.ids import split_digests
 from tierstore.modelstore.home.clock import boot, running_s
 from tierstore.modelstore.home.refs import whoami
+from tierstore.modelstore.home.retention import NONE_OVER, Over
 from tierstore.modelstore.reclaim.report import GARBAGE, Amount, Report
 
 _SLACK_S = 5.0
@@ -35,14 +36,14 @@ class Kept:
             keys.
         last: What the last run that ended did; ``None`` before the first.
         no_waste: The fingerprint of what a run found nothing to repack in; empty if none did.
-        over_us: The time until which no removal could be undone for certain when a run marked.
+        over: Which removals could not be undone for certain when a run marked.
     """
 
     seen: Mapping[bytes, float] = field(default_factory=dict)
     writers: Mapping[str, frozenset[str]] = field(default_factory=dict)
     last: LastCollection | None = None
     no_waste: bytes = b""
-    over_us: int = 0
+    over: Over = NONE_OVER
 
 
 def read_kept(home_blobs: BlobStore, now_s: float) -> Kept:
@@ -66,7 +67,7 @@ def read_kept(home_blobs: BlobStore, now_s: float) -> Kept:
         {key: frozenset(ids) for key, ids in found.writers.items()},
         found.last,
         found.no_waste,
-        found.over_us,
+        Over(found.over_us, found.over),
     )
 
 
@@ -146,7 +147,8 @@ def write_kept(home_blobs: BlobStore, kept: Kept, now_s: float) -> None:
         writers={key: sorted(ids) for key, ids in kept.writers.items()},
         last=kept.last,
         no_waste=kept.no_waste,
-        over_us=kept.over_us,
+        over_us=kept.over.until_us,
+        over=dict(sorted(kept.over.entries.items())),
     )
     try:
         home_blobs.put(COLLECTED, seal_body(Kind.COLLECTED, body))

@@ -12,6 +12,7 @@ from tierstore.format.keys import version_key
 from tierstore.ids import Digest
 from tierstore.modelstore.home.condemned import Condemned
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.retention import NONE_OVER, Over
 from tierstore.modelstore.reclaim.holdings import Holdings, read_holdings
 from tierstore.modelstore.reclaim.layouts import Layouts
 from tierstore.modelstore.reclaim.lost import Unloadable, refuse
@@ -72,7 +73,7 @@ class Mark:
             ``Root.is_firm``.
         kept: Why manifests stay whose layouts are needed, patches below and folds among them.
         held: Packs that readers hold as they are.
-        over_us: The time of the newest removal that cannot be undone for certain; 0 without any.
+        over: Removals that cannot be undone for certain.
         below: Why manifests stay that readers may have opened, and that are not in ``kept``.
         firm: Those in ``kept`` that stay for more than a window, a reader or the past of an alias.
         manifests: All manifests that something needs, those that have no layout among them.
@@ -89,7 +90,7 @@ class Mark:
     in_force: set[Digest] = field(default_factory=set)
     kept: dict[Digest, Reason] = field(default_factory=dict)
     held: set[bytes] = field(default_factory=set)
-    over_us: int = 0
+    over: Over = NONE_OVER
     below: dict[Digest, Reason] = field(default_factory=dict)
     firm: set[Digest] = field(default_factory=set)
     manifests: set[Digest] = field(default_factory=set)
@@ -156,7 +157,7 @@ class Marker:
         condemned = self._home.condemned.every()  # first: see ``roots``
         found = self._roots.find(now_s, window_s)
         mark = self._begin(condemned, now_s)
-        mark.over_us = found.over_us
+        mark.over = found.over
         mark.in_force = {root.digest for root in found.roots if root.is_firm}
         mark.named = {root.digest for root in found.roots} | found.dead
         done, lost = set[Digest](), _lost(found, condemned)

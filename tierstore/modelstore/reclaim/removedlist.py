@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from datetime import datetime
 
-from tierstore.errors import UsageError
+from tierstore.errors import Damaged, UnsupportedFormat, UsageError
 from tierstore.ids import ModelRef, check_name
-from tierstore.modelstore.home.retention import SetRetentions, over_us
+from tierstore.modelstore.home.retention import SetRetentions, read_over
 from tierstore.modelstore.names.members import numbered
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.removed import PURGE, window_end
 from tierstore.modelstore.version import Version, when
 
 _SHOWN = 5
+_log = logging.getLogger("tierstore.removal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +44,49 @@ def deleted(names: Names, model: str | None) -> list[RemovedVersion]:
     home = names.home
     if model is not None and home.log(check_name("model", model)).last() is None:
         names.resolve(model)  # says so
-    found, retentions, over = [], SetRetentions(home.blobs), over_us(home.blobs)
-    for name in home.models() if model is None else [model]:
-        removed = names.removals.of(name)
-        for version in numbered(home, name, removed):
+    listing = RemovedListing(names)
+    models = home.models() if model is None else [model]
+    return [one for name in models for one in listing.of(name)]
+
+
+class RemovedListing:
+    """Lists what is removed, model by model.
+
+    Args:
+        names: The names of the store.
+    """
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self._set, self._over = SetRetentions(names.home.blobs), read_over(names.home.blobs)
+
+    def of(self, model: str) -> list[RemovedVersion]:
+        """Return the removed versions of a model.
+
+        Nothing is promised of them where the window of the model cannot be read.
+
+        Raises:
+            Damaged: What is removed of it, or an entry of that, cannot be read.
+        """
+        removed = self._names.removals.of(model)
+        if not removed:
+            return []
+        try:
+            window_s = self._set.of(model).window_s()
+        except (Damaged, UnsupportedFormat) as error:
+            window_s = 0
+            _log.warning(
+                "until when what was removed of %s can be brought back is not known: %s",
+                model,
+                error,
+            )
+        found = []
+        for version in numbered(self._names.home, model, removed):
             by = removed[version.number]
-            until = window_end(by, retentions.window_s(name), over)
+            until = window_end(by, window_s, is_over=self._over.has(model, by))
             purged = by.action == PURGE
             found.append(RemovedVersion(version, when(by), by.who, by.message, until, purged))
-    return found
+        return found
 
 
 def removed_version(names: Names, ref: ModelRef) -> Version:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Unpack
 
 from tierstore.arguments import as_message, as_number, wrong
-from tierstore.errors import Conflict, Damaged, NotFound, UnsupportedFormat, UsageError
-from tierstore.format.keys import RETENTION, retention_key
+from tierstore.errors import (
+    OF_ONE,
+    Conflict,
+    Damaged,
+    TierstoreError,
+    UnsupportedFormat,
+    UsageError,
+)
+from tierstore.format.keys import retention_key
 from tierstore.format.retention import Retention, Rules
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.storeconfig import check_features
@@ -16,8 +25,9 @@ from tierstore.ids import check_name
 from tierstore.modelstore.home.probe import home_or_own_now_s
 from tierstore.modelstore.home.refs import whoami
 from tierstore.modelstore.home.retention import (
-    read_retention,
-    settled_window_s,
+    SetFor,
+    SetRetentions,
+    read_set,
     stored_retention,
 )
 from tierstore.modelstore.names.names import Names
@@ -28,6 +38,7 @@ from tierstore.modelstore.reclaim.rules import Keep, rules_of
 from tierstore.modelstore.version import Version
 
 MESSAGE = "by the rules of retention"
+_log = logging.getLogger("tierstore.removal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +54,8 @@ class ModelRetention:
         since: When it was set, in UTC, by home's clock if that could be asked.
         who: Who set it.
         message: Why.
+        problem: Why it cannot be read, and what to do; ``None`` if it can. All else is not known
+            then: ``since`` is when it was written, and ``who`` is empty.
     """
 
     model: str | None
@@ -52,6 +65,7 @@ class ModelRetention:
     since: datetime
     who: str
     message: str
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +75,8 @@ class Outlook:
     Attributes:
         model: The model's name.
         set_for: The model that the rules are set for; ``None`` if they are those for all models.
-        due: From when on agents remove, in UTC; before that they only report.
+        due: From when on agents remove, in UTC; before that they only report. Of rules that cannot
+            be read it is when they were written.
         versions: How many versions the model has.
         going: The versions that no rule keeps, newest first.
         blocked: Why agents remove none of them, and how to allow it; ``None`` if they do.
@@ -150,20 +165,32 @@ class Retentions:
         self._home.blobs.put(retention_key(model), sealed)
         return _shown(model, retention)
 
-    def remove(self, model: str | None) -> None:
-        """Remove what is set for a model, or with ``None`` for all models."""
+    def remove(self, model: str | None) -> bool:
+        """Remove what is set for a model, or with ``None`` for all models; damaged or not.
+
+        Returns:
+            Whether anything was set.
+        """
+        was_set = SetRetentions(self._home.blobs).info(model) is not None
         self._home.blobs.delete([retention_key(model)])
+        return was_set
 
     def get(self, model: str | None) -> ModelRetention | None:
-        """Return what is set for a model itself, or with ``None`` for all models."""
+        """Return what is set for a model itself, or with ``None`` for all models.
+
+        ``None`` where nothing is; raises ``Damaged`` where it cannot be read.
+        """
         found = stored_retention(self._home.blobs, model)
         return None if found is None else _shown(model, found)
 
     def all(self) -> list[ModelRetention]:
-        """Return what is set: for the store first, then by model."""
-        keys = {info.key for info in self._home.blobs.list(RETENTION)}
-        wanted: list[str | None] = [None, *self._home.models()]
-        found = (self.get(model) for model in wanted if retention_key(model) in keys)
+        """Return what is set: for the store first, then by model.
+
+        What cannot be read is among it, with its ``problem``.
+        """
+        stored = SetRetentions(self._home.blobs)
+        wanted: list[str | None] = [None, *(self._home.models() if stored.listed() else [])]
+        found = (_shown_of(stored, model) for model in wanted)
         return [one for one in found if one is not None]
 
     def outlook(self, model: str) -> Outlook | None:
@@ -171,31 +198,64 @@ class Retentions:
 
         Args:
             model: The model's name.
+
+        Raises:
+            NotFound: There is no such model.
+            Damaged: The rules cannot be read, or what they are to decide on.
         """
-        held = self._held(model)
-        return None if held is None else self._outlook(model, held, Holders(self._names))
+        held = _held(read_set(self._home.blobs, model))
+        return None if held is None else self._found(model, held, Holders(self._names))
 
     def outlooks(self) -> list[Outlook]:
         """Return what the rules for each model will remove; a model without rules is left out.
 
-        A model that cannot be looked at is blocked, for that reason.
+        A model that cannot be looked at, or whose rules cannot be read, is blocked for that reason.
         """
-        keys = {info.key for info in self._home.blobs.list(RETENTION)}
+        return list(self.each_outlook())
+
+    def each_outlook(self, models: Iterable[str] | None = None) -> Iterator[Outlook]:
+        """Yield the same model by model, each as it is when it is asked for.
+
+        Args:
+            models: The names of the models; ``None`` for all of the store.
+        """
+        stored = SetRetentions(self._home.blobs)
+        if not stored.listed():
+            return
+        holders = Holders(self._names)
         names = [
             model
-            for model in (self._home.models() if keys else [])
-            if keys & {retention_key(model), retention_key(None)}
+            for model in (self._home.models() if models is None else models)
+            if stored.info(model) or stored.info(None)
         ]
-        found, holders = [], Holders(self._names)
         for model in self._names.removals.listed(names):
-            held = self._held(model)
-            if held is None:
-                continue
+            outlook = self._outlook(model, stored, holders)
+            if outlook is not None:
+                yield outlook
+
+    def with_rules(self, models: Iterable[str] | None = None) -> list[str]:
+        """Return those of the models that rules are set for; damaged ones count as set.
+
+        Args:
+            models: The names of the models; ``None`` for all of the store that have a version.
+        """
+        stored = SetRetentions(self._home.blobs)
+        if not stored.listed():
+            return []
+        found = []
+        for model in self._names.models() if models is None else models:
             try:
-                found.append(self._outlook(model, held, holders))
-            except (Damaged, NotFound, UnsupportedFormat) as error:
-                found.append(Outlook(model, held.model, held.due, 0, [], str(error)))
+                if stored.of(model).rules() is not None:
+                    found.append(model)
+            except (Damaged, UnsupportedFormat) as error:
+                _log.info("%s has rules that cannot be read: %s", model, error)
+                found.append(model)
         return found
+
+    def due(self, model: str) -> datetime | None:
+        """Return from when on the rules for a model remove, in UTC; ``None`` without rules."""
+        held = _held(read_set(self._home.blobs, model))
+        return None if held is None else held.due
 
     def apply(
         self,
@@ -224,7 +284,7 @@ class Retentions:
             Conflict: Fewer versions would be left than ``most_percent`` allows; nothing is removed.
         """
         most = as_number("most_percent", most_percent, "a share in percent, 0 to 100", 0)
-        held = self._held(model)
+        held = _held(read_set(self._home.blobs, model))
         if held is None:
             return None
         forgetting = Forgetting(self._names)
@@ -238,17 +298,18 @@ class Retentions:
         forgetting.carry_out(found, MESSAGE)
         return found.forgotten(dry_run=False)
 
-    def _held(self, model: str) -> _Held | None:
-        """Return the rules for a model: its own, or else the store's."""
-        both = read_retention(self._home.blobs, model)
-        for name, one in zip((model, None), both, strict=True):
-            if one is not None and one.rules is not None:
-                due_s = one.time_us / 1e6 + settled_window_s(both)
-                due = datetime.fromtimestamp(due_s, UTC)
-                return _Held(name, one.rules, one.time_us, due)
-        return None
+    def _outlook(self, model: str, stored: SetRetentions, holders: Holders) -> Outlook | None:
+        """Return what the rules for a model will remove, or why nobody knows."""
+        held: _Held | None = None
+        try:
+            held = _held(stored.of(model))
+            if held is None:
+                return None
+            return self._found(model, held, holders)
+        except OF_ONE as error:
+            return _unknown(model, held, stored, error)
 
-    def _outlook(self, model: str, held: _Held, holders: Holders) -> Outlook:
+    def _found(self, model: str, held: _Held, holders: Holders) -> Outlook:
         found = Forgetting(self._names).look(model, held.rules, holders)
         blocked = self._blocked(found, held, MOST_PERCENT)
         gone = found.forgotten(dry_run=True).removed
@@ -275,6 +336,28 @@ class Retentions:
         )
 
 
+def _held(found: SetFor) -> _Held | None:
+    """Return the rules for a model: its own, or else the store's."""
+    held = found.rules()
+    if held is None or held[1].rules is None:
+        return None
+    due = datetime.fromtimestamp(held[1].time_us / 1e6 + found.window_s(), UTC)
+    return _Held(held[0], held[1].rules, held[1].time_us, due)
+
+
+def _unknown(
+    model: str, held: _Held | None, stored: SetRetentions, error: TierstoreError
+) -> Outlook:
+    """Return the outlook of a model that cannot be looked at, or whose rules cannot be read."""
+    if held is not None:
+        return Outlook(model, held.model, held.due, 0, [], str(error))
+    own = stored.info(model)
+    info = own or stored.info(None)
+    assert info is not None  # there was something to read
+    since = datetime.fromtimestamp(info.mtime, UTC)
+    return Outlook(model, None if own is None else model, since, 0, [], str(error))
+
+
 def _is_empty(value: object) -> bool:
     return isinstance(value, list | tuple) and not value
 
@@ -289,6 +372,22 @@ def _seconds(argument: str, given: timedelta | None) -> int | None:
 
 def _time(seconds: int | None) -> timedelta | None:
     return None if seconds is None else timedelta(seconds=seconds)
+
+
+def _shown_of(stored: SetRetentions, model: str | None) -> ModelRetention | None:
+    """Return what is stored for a model, or with ``None`` for the store; ``None`` for nothing."""
+    info = stored.info(model)
+    try:
+        found = stored.stored(model)
+    except (Damaged, UnsupportedFormat) as error:
+        since = datetime.fromtimestamp(0 if info is None else info.mtime, UTC)
+        named = "" if model is None else f" {model}"
+        problem = (
+            f"{error}. Nothing that it is set for is removed by rules, or collected once it is "
+            f"removed, until 'tierstore retention set{named}' sets it again"
+        )
+        return ModelRetention(model, None, None, None, since, "", "", problem)
+    return None if found is None else _shown(model, found)
 
 
 def _shown(model: str | None, retention: Retention) -> ModelRetention:

@@ -31,14 +31,16 @@ that are. Of a patch the mark finds what lies below (``mark``).
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Literal, TypeAlias
 
-from tierstore.errors import BackendError, Damaged, NotFound
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.format.keys import ALIASES, REMOVED_LOG, VARIANTS, VERSION_LOG
 from tierstore.format.manifest import Member
 from tierstore.format.reflog import RefEntry
@@ -46,7 +48,7 @@ from tierstore.ids import Digest
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import standing
 from tierstore.modelstore.home.pins import Pins
-from tierstore.modelstore.home.retention import SetRetentions
+from tierstore.modelstore.home.retention import NONE_OVER, Over, SetRetentions
 from tierstore.modelstore.names.aliaslog import Meant, current, goes_back_to, meant_since
 from tierstore.modelstore.names.removed import PURGE, Removed, apply_removal
 from tierstore.modelstore.reclaim.readcache import ReadCache
@@ -57,6 +59,8 @@ from tierstore.shown import duration_text
 
 _MOST_AHEAD_S = 24 * 3600
 """How far home's clock may be ahead of all others before a collector trusts it no more."""
+
+_log = logging.getLogger("tierstore.gc")
 
 RootKind = Literal["live", "window", "leased"]
 """Why a manifest stays: something names it, its removal can be undone, or a reader holds it."""
@@ -109,14 +113,14 @@ class Found:
     Attributes:
         roots: What must stay; one manifest may be there several times.
         dead: Manifests of versions that were removed, and cannot be brought back for certain.
-        over_us: The time of the newest removal that cannot be undone for certain; 0 without any.
+        over: Removals that cannot be undone for certain.
         lost: Releases whose manifests cannot be read, so that nobody knows their members.
     """
 
     roots: list[Root] = field(default_factory=list)
     dead: set[Digest] = field(default_factory=set)
     lost: dict[Digest, Damaged | NotFound] = field(default_factory=dict)
-    over_us: int = 0
+    over: Over = NONE_OVER
 
 
 class Roots:
@@ -147,12 +151,12 @@ class Roots:
         """
         # first, as said above: versions and names are those of the second reading, behind it
         removed = {log.model: log for log in self._logs.read(now_s) if log.name == REMOVED_LOG}
-        retentions = SetRetentions(self._home.blobs)
+        retentions = _Retentions(self._home.blobs)
         ends_s = _ends(removed.values(), now_s, window_s, retentions)
         now = _Now(now_s, ends_s, retentions)
         logs = self._logs.read(now_s)
         _check_clock(now_s, logs, self._home.blobs.url)
-        found = Found(over_us=_over_us(removed.values(), now))
+        found = Found(over=_over(removed.values(), now))
         held = list[_Held]()
         for log in logs:
             if log.name == VERSION_LOG or log.name.startswith(VARIANTS):
@@ -231,6 +235,40 @@ class Roots:
                 yield Root(Digest.from_hex(version), "leased", why)
 
 
+class _Retentions:
+    """For how long things of a model stay: for ever where nobody can read that.
+
+    Args:
+        home_blobs: The store's home.
+    """
+
+    def __init__(self, home_blobs: BlobStore) -> None:
+        self._set = SetRetentions(home_blobs)
+        self._told = set[str]()
+
+    def window_s(self, model: str) -> float:
+        """Return for how many seconds a removed version of a model can be brought back."""
+        return self._or_for_ever(model, self._set.of(model).window_s)
+
+    def alias_history_s(self, model: str) -> float:
+        """Return for how many seconds a version of a model stays after an alias left it."""
+        return self._or_for_ever(model, self._set.of(model).alias_history_s)
+
+    def _or_for_ever(self, model: str, seconds: Callable[[], int]) -> float:
+        try:
+            return seconds()
+        except (Damaged, UnsupportedFormat) as error:
+            if model not in self._told:
+                self._told.add(model)
+                _log.warning(
+                    "nothing is collected that was removed of %s, or that its aliases left, until "
+                    "'tierstore retention set' sets its retention again: %s",
+                    model,
+                    error,
+                )
+            return math.inf
+
+
 @dataclass(frozen=True, slots=True)
 class _Now:
     """What is removed at the time of a mark.
@@ -243,7 +281,7 @@ class _Now:
 
     now_s: float
     ends_s: Mapping[str, Mapping[int, float]]
-    retentions: SetRetentions
+    retentions: _Retentions
 
     def root(self, model: str, number: int, digest: Digest, ref: str) -> Root | None:
         """Return why a version stays; ``None`` when it does not."""
@@ -282,7 +320,7 @@ def _check_clock(now_s: float, logs: Iterable[Log], url: str) -> None:
 
 
 def _ends(
-    logs: Iterable[Log], now_s: float, window_s: float | None, retentions: SetRetentions
+    logs: Iterable[Log], now_s: float, window_s: float | None, retentions: _Retentions
 ) -> dict[str, dict[int, float]]:
     """Return until when removed versions can be brought back, by model and number.
 
@@ -300,20 +338,33 @@ def _ends(
     return found
 
 
-def _over_us(logs: Iterable[Log], now: _Now) -> int:
-    """Return the time until which no removal can be undone for certain; 0 without any.
+def _lately(history_s: float) -> str:
+    if history_s == math.inf:
+        return "some time, and its retention cannot be read"
+    return f"in the last {duration_text(timedelta(seconds=history_s))}"
 
-    It is that of the newest removal whose window is over and that is older than all whose is not:
-    models may have windows of their own. A purge has no window, and says nothing about others.
+
+def _over(logs: Iterable[Log], now: _Now) -> Over:
+    """Return which removals cannot be undone for certain, as their window is over.
+
+    A purge has no window, and says nothing about others. By time, for readers that look at nothing
+    else, it is the newest of them that is older than all whose window is not over, as models may
+    have windows of their own; and not what seems to be removed in the future, or all that is
+    removed until then would be over.
     """
-    over, open_us = [0], list[int]()
+    over_us, open_us, entries = [0], list[float](), dict[str, int]()
     for log in logs:
         ends_s = now.ends_s.get(log.model, {})
         for number, entry in _removed(log.entries).items():
-            if entry.action == "forget":
-                (over if ends_s[number] <= now.now_s else open_us).append(entry.time_us)
-    first_open_us = min(open_us, default=None)
-    return max(one for one in over if first_open_us is None or one < first_open_us)
+            if entry.action != "forget":
+                continue
+            if ends_s[number] > now.now_s:
+                open_us.append(entry.time_us)
+                continue
+            over_us.append(min(entry.time_us, int(now.now_s * 1e6)))
+            entries[log.title] = max(entries.get(log.title, 0), entry.seq)
+    first_open_us = min(open_us, default=math.inf)
+    return Over(max(one for one in over_us if one < first_open_us), entries)
 
 
 def _removed(entries: Iterable[RefEntry]) -> Removed:
@@ -357,7 +408,7 @@ def _held_by_alias(log: Log, now: _Now) -> Iterator[_Held]:
                 why = f"rollback of {alias.removeprefix('alias ')}"
                 yield held(one, why, one.version in removed)
     history_s = now.retentions.alias_history_s(log.title) if len(log.entries) > 1 else 0
-    why = f"{alias} left it in the last {duration_text(timedelta(seconds=history_s))}"
+    why = f"{alias} left it {_lately(history_s)}"
     for one in meant_since(log.entries, (now.now_s - history_s) * 1e6, now.now_s * 1e6):
         yield held(one, why, one.version in removed)
 
