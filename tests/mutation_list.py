@@ -248,6 +248,16 @@ _FORMAT = (
         ("integration/test_check_subset.py::test_subsets_in_turn_cover_everything_once",),
     ),
     Mutation(
+        "check-subset-while-a-tier-is-down",
+        "Docs, operations: a share is read where it can be, also while a tier is down.",
+        "modelstore/care/check_data.py",
+        "if share < 1 and is_begun and taken >= share * stored:",
+        "if order.index(item) and sum(\n"
+        "                    one.stored_bytes for one in order[: order.index(item)]\n"
+        "                ) >= share * stored:",
+        ("integration/test_check_subset.py::test_a_subset_is_read_elsewhere_while_a_tier_is_down",),
+    ),
+    Mutation(
         "check-damaged-first",
         "Docs, operations: a copy that is damaged is read first until it is good again.",
         "modelstore/care/check_data.py",

@@ -19,7 +19,7 @@ from tierstore import Rows
 from tierstore.blobs.base import BlobStore, RangeRead
 from tierstore.blobs.memory import MemoryStore
 from tierstore.cli.kit.app import run
-from tierstore.errors import UsageError
+from tierstore.errors import Unreachable, UsageError
 from tierstore.format.keys import FOLDS, LAYOUTS, PACKS, REFS, VERSIONS, pack_key
 from tierstore.format.table import PACK_HEADER_BYTES
 from tierstore.format.tiers import TierSpec
@@ -37,8 +37,14 @@ VERSIONS_SAVED = 5
 class Noted(FaultyStore):
     """Notes of which packs frames are read: not their header, which a footer is read with."""
 
-    def __init__(self, inner: MemoryStore, name: str, read: list[tuple[str, str]]) -> None:
-        super().__init__(inner)
+    def __init__(
+        self, inner: MemoryStore, name: str, read: list[tuple[str, str]], down: set[str]
+    ) -> None:
+        def plan(op: str, key: str, n: int) -> None:
+            if name in down:
+                raise Unreachable(f"{name} is down")
+
+        super().__init__(inner, plan)
         self._name, self._read = name, read
 
     def get_ranges(self, reads: Sequence[RangeRead]) -> None:
@@ -56,6 +62,7 @@ class World:
         self.tiers = {name: MemoryStore(name) for name in ("home", "warm", "cold")}
         create_config(self.tiers["home"], MIB)
         self.read: list[tuple[str, str]] = []
+        self.down = set[str]()
         with self.open() as store:
             for number in range(VERSIONS_SAVED):
                 store.save("m", tensors(number), base=None)
@@ -69,7 +76,7 @@ class World:
         tiers = [
             DurableTier(
                 TierSpec(name=name, role=name, url=f"memory://{name}"),
-                Noted(self.tiers[name], name, self.read),
+                Noted(self.tiers[name], name, self.read, self.down),
             )
             for name in ("warm", "cold")
         ]
@@ -104,6 +111,24 @@ def test_subsets_in_turn_cover_everything_once(world: World) -> None:
     again = world.check(subset=0.2)
     assert again.data.copies
     assert set(world.read) <= set(seen[: len(world.read) + 1]), "then the first are the oldest"
+
+
+def test_a_subset_is_read_elsewhere_while_a_tier_is_down(world: World) -> None:
+    """What it alone has was not read for longest, and takes nothing of the share."""
+    world.down.add("cold")
+    for key in sorted(key for tier, key in world.copies if tier == "warm")[:3]:
+        world.tiers["warm"].delete([key])  # cold alone has it: nobody can read it now
+        world.copies.remove(("warm", key))
+    read = set[tuple[str, str]]()
+    for _ in range(4):
+        report = world.check(subset=0.2)
+        assert report.down.keys() == {"cold"}
+        assert report.data.copies >= 1
+        read |= set(world.read)
+    assert read >= {copy for copy in world.copies if copy[0] == "warm"}
+    world.down.clear()
+    world.check(subset=0.2)
+    assert {tier for tier, _ in world.read} == {"cold"}, "what was not read for longest"
 
 
 @pytest.mark.parametrize("tier", ["warm", "cold"])

@@ -129,19 +129,26 @@ class ItemReader:
         self._done = self._total = 0
 
     def read(self, items: Sequence[Item]) -> None:
-        """Read items, or as many of them as the limits allow.
+        """Read items, or as many of them as the limits allow, and at least one.
+
+        What cannot be read, as in a tier that is down, takes nothing of the share.
 
         Raises:
             KeyboardInterrupt: With a message that says what was read.
         """
         self._known |= {item.copy for item in items}
         last = self._times.of(self._known)
-        chosen = _first(sorted(items, key=lambda item: last[item.copy]), self._limits.share)
-        self._total += sum(item.plain_bytes for item in chosen)
+        order = sorted(items, key=lambda item: last[item.copy])
+        share, stored = self._limits.share, sum(item.stored_bytes for item in items)
+        self._total += round(share * sum(item.plain_bytes for item in items))
         self._result.copies_left += len(items)
-        self._result.left_bytes += sum(item.stored_bytes for item in items)
+        self._result.left_bytes += stored
+        before, copies = self._result.stored_bytes, self._result.copies
         try:
-            for item in chosen:
+            for item in order:
+                taken, is_begun = self._result.stored_bytes - before, self._result.copies > copies
+                if share < 1 and is_begun and taken >= share * stored:
+                    break
                 if time.monotonic() >= self._limits.until:
                     break
                 if item.copy[0] not in self._down:
@@ -162,20 +169,7 @@ class ItemReader:
     def _count(self, plain_bytes: int) -> None:
         self._done += plain_bytes
         if self._progress is not None:
-            self._progress(self._done, self._total)
-
-
-def _first(items: Sequence[Item], share: float) -> Sequence[Item]:
-    """Return as many of the first items as have a share of the bytes, and at least one."""
-    if share >= 1:
-        return items
-    wanted = share * sum(item.stored_bytes for item in items)
-    taken = 0
-    for number, item in enumerate(items):
-        if number and taken >= wanted:
-            return items[:number]
-        taken += item.stored_bytes
-    return items
+            self._progress(self._done, max(self._done, self._total))
 
 
 class _WatchedTiers(DurableTiers):
