@@ -695,6 +695,26 @@ def test_doctor_looks_at_every_tier(filled: Program, redis_plain: RedisServer) -
 
 
 @pytest.mark.server
+def test_a_tier_that_cannot_be_used_is_a_problem(durable: Program) -> None:
+    """A timer that mails what doctor -q prints mails it; others are named on stderr."""
+    Path("cold").rename("away")
+    done = durable("doctor", "-q")
+    (problem,) = done.out.splitlines()
+    assert done.code == 3
+    assert problem.startswith("tier cold cannot be used: ")
+    assert "is it mounted?" in problem
+    done = durable("df", "-q")
+    assert (done.code, done.out) == (3, "warm\ncold\nhome\n")
+    assert "tierstore: warning: tier cold could not be asked: " in done.err
+    for command in ("check", "repair"):
+        done = durable(command, "-q")
+        assert (done.code, done.out) == (8, "")
+        assert "tierstore: warning: tier cold could not be asked: " in done.err
+        done = durable(command)
+        assert "tier cold could not be asked: " in done.out
+        assert f"; {command} again when it can be" in done.out
+
+
 def test_doctor_counts_frames_that_memcached_does_not_take(filled: Program) -> None:
     assert by_name(filled("doctor", "--json"))["memcached"]["problems"] == []
     with tierstore.open("store") as store:

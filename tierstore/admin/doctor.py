@@ -178,6 +178,8 @@ class Diagnosis:
                 "run 'tierstore gc' now and then, or 'tierstore agent'"
             )
         for tier in self.tiers:
+            if tier.error is not None:
+                found.append(f"tier {tier.spec.name} cannot be used: {tier.error}")
             found += [f"tier {tier.spec.name}: {problem}" for problem in tier.problems]
         return found
 

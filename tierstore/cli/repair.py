@@ -11,7 +11,7 @@ from tierstore.cli.kit.objects import MANY, by_kind, short_ids
 from tierstore.cli.kit.output import counted, printable, size
 from tierstore.cli.models import REF_HELP
 from tierstore.cli.schemas import repair as schemas
-from tierstore.errors import OutOfSpace, UsageError
+from tierstore.errors import OutOfSpace, Unreachable, UsageError
 
 if TYPE_CHECKING:
     from tierstore.modelstore.reclaim.repair.report import RepairReport
@@ -40,9 +40,9 @@ def repair(
     """Repair what is damaged from what is left, and list what is lost.
 
     Reads every copy of every pack, or of those that each REF needs. Exits with 4 when something is
-    lost, or could not be repaired now, and with 7 when there was no room. What is whole is not
-    touched. --home begins with config.json and the list of tiers, without which no other command
-    works.
+    lost, or could not be repaired now, with 7 when there was no room, and with 8 when all else is
+    whole and a tier could not be asked. What is whole is not touched. --home begins with
+    config.json and the list of tiers, without which no other command works.
     """
     if store_id is not None and not home:
         raise UsageError("--store-id goes with --home")
@@ -59,6 +59,7 @@ def repair(
         report.objects[:0] = start.objects if start is not None else []
     data = repair_json(report)
     cli.out.show(data, [one.key for one in report.objects], lambda: _print(report))
+    cli.out.warn_down(report.down)
     if report.full:
         raise OutOfSpace(
             f"{report.full}; there is no room for what is repaired. 'tierstore rm' and 'tierstore "
@@ -66,6 +67,8 @@ def repair(
         )
     if not report.is_whole:
         raise typer.Exit(4)
+    if report.down:
+        raise typer.Exit(Unreachable.exit_code)
 
 
 def repair_json(report: RepairReport) -> schemas.Repair:
@@ -112,7 +115,7 @@ def _print(report: RepairReport) -> None:
             lost = f"{size(part.lost_bytes)} of {size(part.plain_bytes)}"
             print(printable(f"{hit.version}: {part.name}: {lost} lost"))
     for name, why in report.down.items():
-        print(printable(f"tier {name} could not be asked: {why}"))
+        print(printable(f"tier {name} could not be asked: {why}; repair again when it can be"))
     repaired = len(report.of("repaired"))
     hot = f" and {size(report.hot_bytes)} of hot tiers" if report.hot_bytes else ""
     looked = f"{counted(report.packs, 'pack')}, {size(report.read_bytes)}{hot}"

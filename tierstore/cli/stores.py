@@ -197,6 +197,7 @@ def check(
     read_data = read_data or share is not None or limit is not None
     damaged = [one.key for one in report.findings if one.severity == "damage"]
     cli.out.show(_json(report), damaged, lambda: _print_report(report, read_data, hot))
+    cli.out.warn_down(report.down)
     if report.damaged:
         raise typer.Exit(4)
     if report.down:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -50,6 +50,12 @@ class Output:
                 print(printable(one))
         else:
             text()
+
+    def warn_down(self, down: Mapping[str, str]) -> None:
+        """Say on stderr why tiers could not be asked, by name, where ids alone are printed."""
+        if self.quiet and not self.json:
+            for name, why in down.items():
+                print_error(f"tierstore: warning: tier {name} could not be asked: {printable(why)}")
 
 
 def as_json(data: Schema, indent: int | None = None) -> str:
