@@ -12,7 +12,8 @@ import pytest
 from tests.integration.kit import created, opened
 from tierstore import Rows
 from tierstore.blobs.memory import MemoryStore
-from tierstore.format.keys import ALIASES, REFS, VARIANTS, entry_key, ref_prefix
+from tierstore.format.keys import ALIASES, LAYOUTS, PACKS, REFS, VARIANTS, entry_key, ref_prefix
+from tierstore.format.tiers import MOVERS
 from tierstore.modelstore.home.heads import Heads
 from tierstore.modelstore.store import Store
 from tierstore.serving.agent import Agent
@@ -113,3 +114,18 @@ def test_an_agent_folds_what_was_brought_back(store: Store, cache: Path) -> None
     store.undelete("m@9")
     agent.round()
     assert agent.stats.folded == 1
+
+
+def test_where_home_is_the_only_tier_no_packs_are_listed(
+    store: Store, blobs: MemoryStore, cache: Path
+) -> None:
+    save(store, "m", 1)
+    asked = FaultyStore(blobs)
+    with opened(asked, cache) as other:
+        agent = Agent(other, scrub_s=None)
+        agent.round()
+        asked.calls.clear()
+        agent.round()
+        listed = {key for op, key in asked.calls if op == "list"}
+        assert listed.isdisjoint({PACKS, LAYOUTS, MOVERS})
+        assert agent.stats.failed_rounds == agent.stats.refused == 0

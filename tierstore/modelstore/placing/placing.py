@@ -247,6 +247,8 @@ class Placement:
     ) -> MoveReport:
         """Promote hot packs, demote cold ones, relieve full tiers, empty those that drain.
 
+        Where home is the only tier nothing is asked of it: there is nowhere to move to.
+
         Args:
             budget: The bandwidth that moves may use.
             stop: When set, ends the run between two pieces of work.
@@ -255,6 +257,9 @@ class Placement:
         Raises:
             Conflict: Another mover is at work, or has taken over.
         """
+        self._home.packs.refresh()
+        if len(self._home.packs.tiers) == 1:
+            return MoveReport(Plan())
         return self._run(self.plan, budget, stop, progress)
 
     def move(
