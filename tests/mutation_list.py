@@ -1507,8 +1507,8 @@ _TIERS = (
         "tier-quota",
         "SPEC 13: size: quota in bytes.",
         "tiers/durable/room.py",
-        "return self._used + nbytes <= quota",
-        "return True",
+        "self._refused = self._used + nbytes > quota",
+        "self._refused = False",
         ("integration/test_mover.py::test_a_quota_is_kept_by_saves_and_by_the_mover",),
     ),
     Mutation(

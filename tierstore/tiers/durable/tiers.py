@@ -106,12 +106,12 @@ class DurableTiers(BlobStore):
     def refresh(self) -> bool:
         """Reload the store's list of tiers, and return whether it has changed.
 
-        The room of each tier is asked for again.
+        The room of a tier that had none is asked for again.
         """
         with self._lock:
             rooms = list(self._rooms.values())
         for room in rooms:
-            room.forget()
+            room.look_again()
         tiers = self._reload()
         if tiers is None:
             return False
