@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 from unittest.mock import patch
@@ -223,13 +224,18 @@ def later_round(place: Place) -> Iterator[None]:
         yield
 
 
-def gateway_models(place: Place) -> Iterator[None]:
+def gateway_models(place: Place, before: int = 0) -> Iterator[None]:
     """The list of models as the gateway gives it: one page."""
     with place.open() as store:
         reading = Reading(Repos(store), cast(Any, None), cast(Any, None))
-        request = Request({"type": "http", "query_string": b"", "headers": []})
+        scope = {
+            "type": "http", "query_string": b"", "headers": [], "scheme": "http",
+            "path": "/api/models", "raw_path": b"/api/models", "server": ("hub", 80),
+        }  # fmt: skip
+        for _ in range(before):
+            reading.models(Call(Request(scope), Caller(None, ("*",))))
         yield
-        reading.models(Call(request, Caller(None, ("*",))))
+        reading.models(Call(Request(scope), Caller(None, ("*",))))
         yield
 
 
@@ -246,6 +252,7 @@ OPERATIONS: dict[str, Operation] = {
     "gc, nothing new": command("gc"),
     "forget --dry-run": command("forget", "--keep-last", "1", "--dry-run", of_model=True),
     "gateway's models": gateway_models,
+    "gateway's models, again": partial(gateway_models, before=1),
     "agent, first round": first_round,
     "agent, later round": later_round,
     "first save": first_save,

@@ -7604,6 +7604,14 @@ _GROWTH = (
 """,
         ("integration/test_follow_watched.py::test_it_sees_what_moved_while_it_looked",),
     ),
+    Mutation(
+        "gateway-lists-what-moved",
+        "serving/hub/repos.py: Only models whose logs have grown are read again.",
+        "serving/hub/repos.py",
+        "        if known is None or known[0] != ends:\n",
+        "        if known is None:\n",
+        ("integration/test_hub_models.py::test_only_models_that_moved_are_read_again",),
+    ),
 )
 
 MUTATIONS = (

@@ -22,7 +22,7 @@ _PATHS = {
     "hash": "hash of the xorb, 64 hex digits",
 }
 _QUERIES: dict[str, dict[str, Any]] = {
-    "models": {"search": _TEXT, "author": _TEXT, "limit": _COUNT},
+    "models": {"search": _TEXT, "author": _TEXT, "cursor": _TEXT, "limit": _COUNT},
     "info": {"blobs": _FLAG},
     "tree": {"recursive": _FLAG, "expand": _FLAG, "cursor": _COUNT, "limit": _COUNT},
     "commits": {"p": _COUNT, "limit": _COUNT},

@@ -73,20 +73,17 @@ class Reading:
         request = call.request
         search = request.query_params.get("search", "").lower()
         author = request.query_params.get("author")
+        after = request.query_params.get("cursor", "")
         limit = _count(request, "limit", _MODELS_PAGE, _MODELS_PAGE)
-        repos = (
-            repo
-            for repo in self.repos.all_readable(call.caller)
-            if search in repo.name.lower()
-            and (author is None or repo.name.startswith(f"{author}/"))
-        )
-        found = []
-        for repo in islice(repos, limit):
-            try:
-                found.append(_brief(repo.name, repo.main()))
-            except NotFound:  # saved for the first time just now
-                continue
-        return JSONResponse(found)
+
+        def wanted(name: str) -> bool:
+            of_author = author is None or name.startswith(f"{author}/")
+            return name > after and of_author and search in name.lower()
+
+        found = list(islice(self.repos.mains(call.caller, wanted), limit + 1))
+        more = len(found) > limit
+        headers = _next_link(request, cursor=found[limit - 1][0]) if more else None
+        return JSONResponse([_brief(*one) for one in found[:limit]], headers=headers)
 
     def info(self, call: VersionCall) -> Response:
         """``GET /api/models/{repo}`` and ``…/revision/{rev}``: a version and its files."""
@@ -299,7 +296,7 @@ def _page(request: Request, rows: list[dict[str, Any]], start: int, limit: int) 
     return JSONResponse(rows[:limit], headers=headers)
 
 
-def _next_link(request: Request, **changed: int) -> dict[str, str]:
+def _next_link(request: Request, **changed: int | str) -> dict[str, str]:
     query = dict(request.query_params) | {name: str(value) for name, value in changed.items()}
     path = quote(request.scope["raw_path"].decode("ascii", "replace").split("?")[0], safe="/%")
     return {"Link": f'<{base_of(request)}{path}?{urlencode(query)}>; rel="next"'}

@@ -14,12 +14,14 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tierstore.errors import InvalidName, NotFound, UsageError
 from tierstore.format.keys import ALIASES
 from tierstore.ids import ModelRef, check_alias, check_name
+from tierstore.modelstore.home.ahead import ahead
+from tierstore.modelstore.home.heads import Heads
 from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version
@@ -66,6 +68,8 @@ class Repos:
         self._lock = threading.Lock()
         self._models: OrderedDict[tuple[str, str], Model] = OrderedDict()
         self._resolved: OrderedDict[tuple[str, str], tuple[Version, float]] = OrderedDict()
+        self._mains: dict[str, tuple[tuple[int, int, int], Version]] = {}
+        """What ``main`` of models that were listed names, and where their logs ended before."""
 
     def readable(self, text: str, caller: Caller) -> Repo:
         """Return the model of this name, which need not exist, for a caller that may read it.
@@ -97,11 +101,39 @@ class Repos:
             raise HubError(403, f"this token may not write to {name}")
         return WritableRepo(self, name, caller)
 
-    def all_readable(self, caller: Caller) -> Iterator[Repo]:
-        """Yield every model that a caller may read."""
-        for name in self._store.models():
-            if caller.may_read(name):
-                yield Repo(self, name, caller)
+    def mains(self, caller: Caller, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Version]]:
+        """Yield the models that a caller may read, by name, with the versions that ``main`` names.
+
+        One listing says which logs have grown: only those of models that have are read again.
+
+        Args:
+            caller: The caller.
+            wanted: Whether a model of this name is looked up at all.
+        """
+        heads = Heads(self._store._parts.home.blobs)
+        asked = (
+            (name, (*ends, heads.of(name, ALIASES + MAIN)))
+            for name, ends in heads.versions()
+            if caller.may_read(name) and wanted(name)
+        )
+        for (name, _), version in ahead(self._main_as_of, asked):
+            if version is not None and not version.is_release:
+                yield name, version
+
+    def _main_as_of(self, asked: tuple[str, tuple[int, int, int]]) -> Version | None:
+        """Return what ``main`` of a model names whose logs end there; ``None`` for nothing."""
+        name, ends = asked
+        with self._lock:
+            known = self._mains.get(name)
+        if known is None or known[0] != ends:
+            try:
+                has_main = ends[2] > 0
+                known = ends, self._named_main(name) if has_main else self._store.resolve(name)
+            except NotFound:  # all of it is removed
+                return None
+            with self._lock:
+                self._mains[name] = known
+        return known[1]
 
     def _commit(self, ref: ModelRef) -> Version:
         """Return the version that a reference means; those seen last are remembered."""
@@ -122,9 +154,12 @@ class Repos:
         return found
 
     def _main(self, model: str) -> Version:
+        return _no_release(self._named_main(model))
+
+    def _named_main(self, model: str) -> Version:
         pointed = self._store._parts.home.log(model, ALIASES + MAIN).last()
         named = pointed is not None and pointed.version is not None
-        return _no_release(self._store.resolve(f"{model}@{MAIN}" if named else model))
+        return self._store.resolve(f"{model}@{MAIN}" if named else model)
 
     def _forget(self, model: str) -> None:
         """Look up the branches of a model again: one was moved here."""
