@@ -7564,7 +7564,7 @@ _GROWTH = (
         "listed-entry-far-ahead-is-of-no-log",
         "SPEC 9: An entry behind more than 1,000 missing ones is no part of a log.",
         "modelstore/home/heads.py",
-        "if seq is not None and follows(seq, ends.get(name, 0)):",
+        "if seq is not None and follows(seq, ends.get(name, _NONE).seq):",
         "if seq is not None:",
         ("integration/test_heads.py::test_every_log_ends_where_it_is_read_to",),
     ),
@@ -7611,6 +7611,14 @@ _GROWTH = (
         "        if known is None or known[0] != ends:\n",
         "        if known is None:\n",
         ("integration/test_hub_models.py::test_only_models_that_moved_are_read_again",),
+    ),
+    Mutation(
+        "number-that-is-given-again",
+        "modelstore/home/heads.py: Where a copy is put back, a number may be given a second time.",
+        "modelstore/home/heads.py",
+        "                ends[name] = End(seq, info.mtime)\n",
+        "                ends[name] = End(seq, 0.0)\n",
+        ("integration/test_heads.py::test_an_agent_sees_a_rollout_whose_number_another_entry_had",),
     ),
 )
 

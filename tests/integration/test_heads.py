@@ -12,7 +12,16 @@ import pytest
 from tests.integration.kit import created, opened
 from tierstore import Rows
 from tierstore.blobs.memory import MemoryStore
-from tierstore.format.keys import ALIASES, LAYOUTS, PACKS, REFS, VARIANTS, entry_key, ref_prefix
+from tierstore.format.keys import (
+    ALIASES,
+    HEAD,
+    LAYOUTS,
+    PACKS,
+    REFS,
+    VARIANTS,
+    entry_key,
+    ref_prefix,
+)
 from tierstore.format.tiers import MOVERS
 from tierstore.modelstore.home.heads import Heads
 from tierstore.modelstore.store import Store
@@ -54,11 +63,12 @@ def test_every_log_ends_where_it_is_read_to(store: Store, blobs: MemoryStore) ->
     for name in NAMES:
         for log in ("versions", "removed", ALIASES + "weiß/x", ALIASES + "none", VARIANTS + "v"):
             last = home.log(name, log).last()
-            assert heads.of(name, log) == (last.seq if last else 0), (name, log)
-    assert dict(heads.versions()) == {"m": (1, 0), "a/b": (2, 2), "näme": (3, 0), "50%": (4, 0)}
-    assert sorted(heads.aliases()) == sorted(
-        (name, "weiß/x", times) for times, name in enumerate(NAMES, 1)
-    )
+            assert heads.of(name, log).seq == (last.seq if last else 0), (name, log)
+    seqs = {name: (last.seq, removed.seq) for name, (last, removed) in heads.versions()}
+    assert seqs == {"m": (1, 0), "a/b": (2, 2), "näme": (3, 0), "50%": (4, 0)}
+    assert {(name, alias): end.seq for name, alias, end in heads.aliases()} == {
+        (name, "weiß/x"): times for times, name in enumerate(NAMES, 1)
+    }
     assert list(heads.variants()) == []
 
 
@@ -129,3 +139,23 @@ def test_where_home_is_the_only_tier_no_packs_are_listed(
         listed = {key for op, key in asked.calls if op == "list"}
         assert listed.isdisjoint({PACKS, LAYOUTS, MOVERS})
         assert agent.stats.failed_rounds == agent.stats.refused == 0
+
+
+def test_an_agent_sees_a_rollout_whose_number_another_entry_had(
+    store: Store, blobs: MemoryStore, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of the store was put back meanwhile."""
+    for value in (1, 2):
+        save(store, "m", value)
+    store.alias("m", "prod", "m@1")
+    store.alias("m", "prod", "m@1")
+    with opened(blobs, cache) as other:
+        monkeypatch.setattr(other.rollouts, "_clock", lambda: time.time() + 3600)
+        agent = Agent(other, scrub_s=None)
+        agent.round()
+        log = ref_prefix("m", ALIASES + "prod")
+        blobs.delete([entry_key(log, 2), log + HEAD])
+        started = store.rollouts.start("m", "prod", "m@2", stages=[5000, 10000], every_s=60)
+        assert started.seq == 2
+        agent.round()
+        assert agent.stats.rollout_steps == 1

@@ -70,7 +70,7 @@ def test_pages_follow_one_another_whatever_comes_between(store: Store) -> None:
     assert (ids(first), following) == (["m0", "m1"], {"limit": "2", "cursor": "m1"})
     save(store, "m00", 7)
     store.remove("m3@1", force=True)
-    second, following = page(reading, **following)
+    second, following = page(reading, ANYONE, **following)
     assert ids(second) == ["m2", "m4"]
     assert following == {}
     assert ids(page(reading, search="M4")[0]) == ["m4"]

@@ -24,7 +24,7 @@ from tierstore.errors import (
 from tierstore.format.keys import ALIASES
 from tierstore.format.storeconfig import reclaims
 from tierstore.modelstore.home.chain import find_chain
-from tierstore.modelstore.home.heads import Heads
+from tierstore.modelstore.home.heads import End, Heads
 from tierstore.modelstore.names.rollout import advance
 from tierstore.modelstore.patches.fold import Folded
 from tierstore.modelstore.patches.patching import look_below
@@ -112,9 +112,9 @@ class Agent:
         self._placement, self._rebasing = store.placement, store._parts.rebasing
         self._collecting = Collecting(store, collecting or CollectingPlan(), self.stop)
         self._purges = purges_of(store)
-        self._folded: dict[str, tuple[int, int]] = {}
+        self._folded: dict[str, tuple[End, End]] = {}
         """The ends of the logs of models whose newest version was looked at."""
-        self._at_rest: dict[tuple[str, str], int] = {}
+        self._at_rest: dict[tuple[str, str], End] = {}
         """The ends of the logs of aliases that are in no rollout."""
         self._rules_looked_at = -_RULES_EVERY_S
         self._reported: set[tuple[str, str]] = set()

@@ -272,9 +272,9 @@ class Rebasing:
         own = ((model, "", last) for model, (last, _) in heads.versions())
         for model, variant, last in chain(own, heads.variants()):
             before = self._looked_at.get((model, variant), 0)
-            if before < last:
+            if before < last.seq:
                 log = self._home.log(model, VARIANTS + variant if variant else VERSION_LOG)
-                for seq in range(before + 1, last + 1):
+                for seq in range(before + 1, last.seq + 1):
                     yield log, seq, model, variant
 
     def _is_expensive(self, version: Version) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import InvalidName
@@ -26,8 +27,24 @@ from tierstore.modelstore.home.refs import follows
 _LOG = re.compile(re.escape(REFS) + r"([^/]+)/((?:(?:alias|variant)/)?[^/]+)/[0-9]{6}/[0-9]{9}\Z")
 
 
+class End(NamedTuple):
+    """The last entry of a log; without one both are 0.
+
+    Attributes:
+        seq: Its number.
+        mtime: When it was written, in seconds since the epoch by the storage's own clock: where a
+            copy of a store is put back, a number may be given a second time.
+    """
+
+    seq: int
+    mtime: float
+
+
+_NONE = End(0, 0.0)
+
+
 class Heads:
-    """The numbers of the last entries of all ref logs, as they were at one moment or later.
+    """The last entries of all ref logs, as they were at one moment or later.
 
     An entry that is written while keys are listed may be left out: it is there at the next look.
 
@@ -36,8 +53,8 @@ class Heads:
     """
 
     def __init__(self, home_blobs: BlobStore) -> None:
-        self._ends: dict[str, dict[str, int]] = {}
-        of_log, prefix, ends, name = ("", ""), "", dict[str, int](), ""
+        self._ends: dict[str, dict[str, End]] = {}
+        of_log, prefix, ends, name = ("", ""), "", dict[str, End](), ""
         for info in home_blobs.list(REFS):
             match = _LOG.match(info.key)
             if match is None:
@@ -52,34 +69,35 @@ class Heads:
                 else:
                     ends = self._ends.setdefault(model, {})
             seq = seq_of(info.key, prefix)
-            if seq is not None and follows(seq, ends.get(name, 0)):
-                ends[name] = seq
+            if seq is not None and follows(seq, ends.get(name, _NONE).seq):
+                ends[name] = End(seq, info.mtime)
 
-    def of(self, model: str, name: str) -> int:
-        """Return the number of the last entry of a log; 0 when it has none.
+    def of(self, model: str, name: str) -> End:
+        """Return the last entry of a log.
 
         Args:
             model: Name of the model.
             name: What the log is: ``versions``, ``removed``, ``alias/<alias>``.
         """
-        return self._ends.get(model, {}).get(name, 0)
+        return self._ends.get(model, {}).get(name, _NONE)
 
-    def versions(self) -> Iterator[tuple[str, tuple[int, int]]]:
+    def versions(self) -> Iterator[tuple[str, tuple[End, End]]]:
         """Yield all models with the last entries of their versions and of their removals."""
         for model in sorted(self._ends):
-            if last := self.of(model, VERSION_LOG):
+            last = self.of(model, VERSION_LOG)
+            if last.seq:
                 yield model, (last, self.of(model, REMOVED_LOG))
 
-    def aliases(self) -> Iterator[tuple[str, str, int]]:
+    def aliases(self) -> Iterator[tuple[str, str, End]]:
         """Yield all aliases, removed ones too: the model, the alias and the last entry."""
         return self._below(ALIASES)
 
-    def variants(self) -> Iterator[tuple[str, str, int]]:
+    def variants(self) -> Iterator[tuple[str, str, End]]:
         """Yield all names of variants: the model, the name and the last entry."""
         return self._below(VARIANTS)
 
-    def _below(self, folder: str) -> Iterator[tuple[str, str, int]]:
+    def _below(self, folder: str) -> Iterator[tuple[str, str, End]]:
         for model in sorted(self._ends):
             for name, last in sorted(self._ends[model].items()):
-                if name.startswith(folder) and last:
+                if name.startswith(folder) and last.seq:
                     yield model, name.removeprefix(folder), last

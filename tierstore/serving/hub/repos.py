@@ -21,7 +21,7 @@ from tierstore.errors import InvalidName, NotFound, UsageError
 from tierstore.format.keys import ALIASES
 from tierstore.ids import ModelRef, check_alias, check_name
 from tierstore.modelstore.home.ahead import ahead
-from tierstore.modelstore.home.heads import Heads
+from tierstore.modelstore.home.heads import End, Heads
 from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version
@@ -68,7 +68,7 @@ class Repos:
         self._lock = threading.Lock()
         self._models: OrderedDict[tuple[str, str], Model] = OrderedDict()
         self._resolved: OrderedDict[tuple[str, str], tuple[Version, float]] = OrderedDict()
-        self._mains: dict[str, tuple[tuple[int, int, int], Version]] = {}
+        self._mains: dict[str, tuple[tuple[End, End, End], Version]] = {}
         """What ``main`` of models that were listed names, and where their logs ended before."""
 
     def readable(self, text: str, caller: Caller) -> Repo:
@@ -120,14 +120,14 @@ class Repos:
             if version is not None and not version.is_release:
                 yield name, version
 
-    def _main_as_of(self, asked: tuple[str, tuple[int, int, int]]) -> Version | None:
+    def _main_as_of(self, asked: tuple[str, tuple[End, End, End]]) -> Version | None:
         """Return what ``main`` of a model names whose logs end there; ``None`` for nothing."""
         name, ends = asked
         with self._lock:
             known = self._mains.get(name)
         if known is None or known[0] != ends:
             try:
-                has_main = ends[2] > 0
+                has_main = ends[2].seq > 0
                 known = ends, self._named_main(name) if has_main else self._store.resolve(name)
             except NotFound:  # all of it is removed
                 return None
