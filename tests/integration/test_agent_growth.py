@@ -13,7 +13,7 @@ from tests.integration.kit import created, equal, opened
 from tierstore import Rows
 from tierstore.blobs.memory import MemoryStore
 from tierstore.format.collected import Growth as GrowthBody
-from tierstore.format.keys import GROWTH, PACKS
+from tierstore.format.keys import FOLDS, GROWTH, LAYOUTS, PACKS, VERSIONS
 from tierstore.format.sealed import Kind, unseal_body
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
@@ -21,6 +21,7 @@ from tierstore.modelstore.reclaim.growth import Growth
 from tierstore.modelstore.store import Store
 from tierstore.serving.agent import Agent
 from tierstore.serving.collecting import CollectingPlan
+from tierstore.testing.faulty import FaultyStore
 
 Model = dict[str, np.ndarray]
 ROWS, WIDTH = 1000, 256
@@ -220,16 +221,20 @@ def test_a_damaged_count_is_none(
     assert "what it counted is not counted" in caplog.text
 
 
-def test_a_fold_that_may_not_be_made_is_told_once(
-    store: Store, caplog: pytest.LogCaptureFixture
+def test_a_fold_that_may_not_be_made_is_told_once_and_read_once(
+    store: Store, blobs: MemoryStore, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "tierstore.agent")
     store.save("m", {"w": np.zeros((100, 64), np.float32)})
     for turn in range(9):
         store.patch("m", {"w": Rows([turn], np.full((1, 64), 7.0, np.float32))}, fold=False)
-    one = agent(store, 1000, round_bytes=9 * 264 - 1)
-    for _ in range(3):
+    asked = FaultyStore(blobs)
+    one = agent(opened(asked, cache), 1000, round_bytes=9 * 264 - 1)
+    one.round()
+    asked.calls.clear()
+    for _ in range(2):
         one.round()
+    assert not any(key.startswith((VERSIONS, LAYOUTS, FOLDS)) for _, key in asked.calls)
     [said] = [text for text in caplog.messages if text.startswith("m@10 lies on 9 patches and")]
     assert said.endswith("that may take 2.3 KiB, and 2.3 KiB may be written (--growth, --rewrite)")
     agent(store, 1000).round()

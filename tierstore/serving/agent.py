@@ -120,7 +120,8 @@ class Agent:
         self._reported: set[tuple[str, str]] = set()
         self._blocked_models: int | None = None
         self._warned: dict[str, tuple[type[TierstoreError], float]] = {}
-        self._waiting: set[Version] = set()
+        self._waiting: dict[Version, int] = {}
+        """What folds that wait until there is room for them may take, in bytes."""
         home = store._parts.home
         path = store._parts.settings.cache_dir / home.config.store_id / "checked.sqlite"
         self._scrub: Scrub | None = None
@@ -281,6 +282,8 @@ class Agent:
     def _fold_one(self, version: Version) -> Folded | None:
         """Fold a version that lies on many patches; ``None`` if that takes more than it may."""
         home = self._store._parts.home
+        if version in self._waiting and self._waiting[version] > self._growth.left_bytes():
+            return None
         chain = find_chain(home, version.digest)
         if len(chain.patches) < _FOLD_FROM:
             return Folded(version, 0, chain.full, None)
@@ -288,7 +291,7 @@ class Agent:
         takes = look_below(home, version.digest).patch_bytes
         if takes > left:
             if version not in self._waiting:
-                self._waiting.add(version)
+                self._waiting[version] = takes
                 _log.info(
                     "%s lies on %d patches and is not folded now: that may take %s, and %s may be "
                     "written (--growth, --rewrite)",
