@@ -261,6 +261,8 @@ class Agent:
                 newest = self._store.resolve(model)
             except NotFound as error:  # every version of it is removed
                 _log.debug("%s is not folded: %s", model, error)
+            except OF_ONE as error:  # 'check' tells more
+                _log.warning("%s was not looked at: %s", model, error)
             else:
                 if not newest.is_release and not self._fold_newest(newest):
                     continue
