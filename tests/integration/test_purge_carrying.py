@@ -36,7 +36,7 @@ from tierstore.modelstore.names.removalprotocol import purge_lost
 from tierstore.modelstore.patches.fold import fold_version
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
-from tierstore.modelstore.reclaim.holdings import Holdings
+from tierstore.modelstore.reclaim.holdings import Holdings, read_holdings
 from tierstore.modelstore.reclaim.purge import carrying, orders, purging
 from tierstore.modelstore.reclaim.purge.carrying import Carrying
 from tierstore.modelstore.reclaim.purge.frames import Frames
@@ -602,7 +602,7 @@ def test_an_order_that_was_restored_by_somebody_else_stays(store: Store) -> None
 def test_who_has_lost_the_right_writes_over_no_order(
     store: Store, blobs: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order, real = give(store, 1), carrying.read_holdings
+    order, real = give(store, 1), read_holdings
 
     def slow(packs: DurableTiers) -> Holdings:
         """Sleep as a run looks what is left; another one takes over, and goes on with it."""

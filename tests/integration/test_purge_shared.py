@@ -13,6 +13,7 @@ from tests.integration.kit import MIB, equal
 from tests.integration.test_purge import content, deltas_of, found_in, marks, noise, secrets
 from tests.servers.memcached import MemcachedServer, memcached_running
 from tests.servers.redis import RedisServer, redis_running
+from tierstore.blobs.base import BlobInfo
 from tierstore.format.tiers import TierSpec
 from tierstore.store import Store, init_store, open_store
 
@@ -148,9 +149,12 @@ def test_redis_is_listed_once_for_all_orders(
     with open_store(tmp_path / "store") as store:
         [shared] = [tier for tier in store._parts.hot.shared if tier.name == "redis"]
         real, listed = shared.blobs.list, list[str]()
-        monkeypatch.setattr(
-            shared.blobs, "list", lambda prefix="": listed.append(prefix) or real(prefix)
-        )
+
+        def listing(prefix: str = "") -> Iterator[BlobInfo]:
+            listed.append(prefix)
+            return real(prefix)
+
+        monkeypatch.setattr(shared.blobs, "list", listing)
         receipts = store.purge("m@1", "m@2", "m@3", force=True)
     assert all(receipt.is_complete for receipt in receipts)
     assert listed == [""]
