@@ -1467,9 +1467,135 @@ _TIERS = (
         "tier-claimed-once",
         "SPEC 13: tier.json shows that the tier is really there, and of which store.",
         "tiers/durable/marker.py",
-        "    if owner != store_id:\n        raise Conflict(",
+        '    if said.get("store_id") != store_id:\n        raise Conflict(',
         "    if False:\n        raise Conflict(",
         ("unit/test_tiers_durable.py::test_a_place_is_claimed_by_one_store",),
+    ),
+    Mutation(
+        "copy-of-a-home",
+        "SPEC 13: One home alone deletes in a tier beside it.",
+        "modelstore/home/identity.py",
+        "        if keeper.signs & signs:\n",
+        "        if True:\n",
+        (
+            "integration/test_home_copy.py::test_a_copy_collects_nothing",
+            "integration/test_home_copy.py::test_a_copy_that_took_over_deletes_and_the_other_one_does_not",
+            "integration/test_home_copy.py::test_a_copy_drops_nothing_from_a_tier",
+        ),
+    ),
+    Mutation(
+        "home-not-named-by-a-collection",
+        "SPEC 13: As in stores of before, a collector names this home in each of them.",
+        "modelstore/reclaim/collector.py",
+        "            self._confirm_home(mark)\n",
+        "",
+        (
+            "integration/test_home_copy.py::test_a_store_of_before_is_known_from_its_next_collection_on",
+        ),
+    ),
+    Mutation(
+        "home-not-named-by-a-mover",
+        "SPEC 13: As in stores of before, a mover that drops copies names this home.",
+        "modelstore/placing/placing.py",
+        "        if any(move.drops for move in plan.moves):\n",
+        "        if False:\n",
+        ("integration/test_home_copy.py::test_a_store_of_before_is_known_from_its_next_move_on",),
+    ),
+    Mutation(
+        "home-that-lost-a-tier-collects",
+        "SPEC 13: It MUST find that before each batch.",
+        "modelstore/reclaim/sweep.py",
+        "        identity.check(tier, keeper)\n",
+        "",
+        ("integration/test_home_copy.py::test_the_home_loses_a_tier_while_it_collects",),
+    ),
+    Mutation(
+        "tier-of-no-home-is-collected",
+        "SPEC 13: Who deletes a pack MUST find that home names its own.",
+        "modelstore/reclaim/sweep.py",
+        "        if keeper is None and tier.store_id is not None:\n",
+        "        if False:\n",
+        (
+            "integration/test_home_copy.py::test_a_tier_that_comes_back_meanwhile_and_names_no_home_is_left_alone",
+        ),
+    ),
+    Mutation(
+        "home-that-lost-a-tier-drops",
+        "SPEC 13: It MUST find that before each pack.",
+        "tiers/durable/mover.py",
+        "            self._check_home(tier, keeper)\n",
+        "",
+        ("integration/test_home_copy.py::test_nothing_is_dropped_once_another_home_took_over",),
+    ),
+    Mutation(
+        "copy-takes-a-tier-off-the-list",
+        "SPEC 13: Who removes the tier.json of a tier MUST find that home names its own.",
+        "admin/manage.py",
+        "    home.identity.confirm(asked(home.packs.tiers))\n",
+        "",
+        ("integration/test_home_copy.py::test_a_copy_drops_nothing_from_a_tier",),
+    ),
+    Mutation(
+        "marker-of-another-home",
+        "SPEC 13: Who removes the tier.json of a tier MUST find that home names its own.",
+        "tiers/durable/marker.py",
+        " and (keeper is None or keeper.signs & signs):",
+        ":",
+        ("integration/test_home_copy.py::test_a_copy_takes_no_tier_off_the_list_that_it_shares",),
+    ),
+    Mutation(
+        "copy-allows-removal",
+        "SPEC 13: Who sets reclaim looks before.",
+        "modelstore/reclaim/feature.py",
+        "    home.identity.confirm(asked(home.packs.tiers))\n",
+        "",
+        ("integration/test_home_copy.py::test_a_copy_does_not_allow_removal",),
+    ),
+    Mutation(
+        "home-of-tiers-that-lost-it",
+        "SPEC 13: Where one of both is lost nothing is deleted.",
+        "modelstore/home/identity.py",
+        "        if new and signs and not known:\n",
+        "        if False:\n",
+        (
+            "integration/test_home_copy.py::test_what_is_lost_of_it_allows_nothing_and_blocks_nothing_for_ever",
+        ),
+    ),
+    Mutation(
+        "identity-that-no-tier-names",
+        "SPEC 13: Where no tier has a home and there is no identity, it is made.",
+        "modelstore/home/identity.py",
+        "                self._blobs.delete([IDENTITY])",
+        "                pass",
+        (
+            "integration/test_home_copy.py::test_a_tier_that_cannot_be_written_to_leaves_no_half_of_it",
+        ),
+    ),
+    Mutation(
+        "snapshot-keeps-its-signs",
+        "SPEC 13: identity is put anew, which gives it new signs.",
+        "modelstore/home/identity.py",
+        "        self._blobs.put(IDENTITY, _CONTENT)\n",
+        "        self._blobs.put_if_absent(IDENTITY, _CONTENT)\n",
+        (
+            "integration/test_home_copy.py::test_a_snapshot_is_told_apart_once_one_of_both_took_over",
+        ),
+    ),
+    Mutation(
+        "hard-link-is-no-copy",
+        "SPEC 13: what the storage says of that very object, and of no copy of it.",
+        "blobs/local/store.py",
+        "{above.st_ino}/",
+        "",
+        ("integration/test_home_copy.py::test_a_copied_object_shares_no_sign",),
+    ),
+    Mutation(
+        "equal-numbers-of-inodes",
+        "SPEC 13: what the storage says of that very object, and of no copy of it.",
+        "blobs/local/store.py",
+        "number = files.generation(fd)",
+        "number = None",
+        ("integration/test_home_copy.py::test_another_file_system_that_gives_the_same_numbers",),
     ),
     Mutation(
         "tier-could-not-be-asked",
@@ -1635,10 +1761,11 @@ _MOVER = (
         "mover-verifies-marker-again",
         "SPEC 13: before the copy is dropped, the target is what it is said to be.",
         "tiers/durable/mover.py",
-        "        with self._asking(target):\n"
-        "            target.verify()\n"
-        "        with self._asking(source):\n",
-        "        with self._asking(source):\n",
+        "        for tier in (target, source):\n"
+        "            with self._asking(tier):\n"
+        "                keeper = tier.verify()\n"
+        "            self._check_home(tier, keeper)\n",
+        "",
         (
             "integration/test_mover.py::"
             "test_a_target_that_is_gone_once_it_was_written_lets_nothing_go",

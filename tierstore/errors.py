@@ -17,6 +17,7 @@
      │   └─ GateClosed          a rollout may not go on yet                                 exit 6
      ├─ Damaged                 stored bytes do not match their digest, checksum or form    exit 4
      ├─ UnsupportedFormat       written by a newer tierstore: upgrade this one              exit 1
+     ├─ OtherHome               this home seems to be a copy: nothing is deleted in tiers   exit 1
      └─ BackendError            the storage itself failed                                   exit 1
          ├─ PermissionDenied    it refused our user or key; a PermissionError               exit 1
          ├─ OutOfSpace          quota or disk full                                          exit 7
@@ -106,6 +107,10 @@ class Damaged(TierstoreError):
 
 class UnsupportedFormat(TierstoreError):
     """The object needs a feature that this version of tierstore does not have."""
+
+
+class OtherHome(TierstoreError):
+    """Another home of the store deletes in a tier, and this one is a copy of it, or was moved."""
 
 
 class BackendError(TierstoreError):

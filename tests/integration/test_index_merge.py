@@ -135,7 +135,7 @@ def test_rows_of_packs_in_a_tier_that_is_down_stay(store: Store, blobs: MemorySt
 
     home = store._parts.home
     down = Home(FaultyStore(blobs, plan))
-    merged(home, Holdings(down.packs, {}, {"home": "it is down"}, frozenset()))
+    merged(home, Holdings(down.packs, {}, {"home": "it is down"}, frozenset(), {}))
     assert len(keys(blobs, INDEX)) == 1
     assert chunks(blobs) == before
 

@@ -400,7 +400,7 @@ def test_a_target_that_is_gone_once_it_was_written_lets_nothing_go(world: World)
         replace(tier, store_id="s") if tier.name == "cold" else tier
         for tier in store._parts.home.packs.tiers
     )
-    claim(cold, "cold", "s")
+    claim(cold, "cold", "s", (), store._parts.home.identity.made)
 
     def unmount(op: str, key: str, n: int) -> Fault:
         if op == "get_ranges":

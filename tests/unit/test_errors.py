@@ -18,7 +18,7 @@ EXIT_CODES = {
     "TierstoreError": 1, "UsageError": 2, "InvalidName": 2, "ConfigError": 2, "SourceError": 1,
     "InvalidSafetensors": 1, "UnsafeSource": 1, "SourceChanged": 1, "NotFound": 5, "Conflict": 6,
     "GateClosed": 6, "FileMissing": 5, "TensorMissing": 5,
-    "Damaged": 4, "UnsupportedFormat": 1, "BackendError": 1, "PermissionDenied": 1,
+    "Damaged": 4, "UnsupportedFormat": 1, "OtherHome": 1, "BackendError": 1, "PermissionDenied": 1,
     "NotDurable": 1,
     "OutOfSpace": 7, "Archived": 1, "Unreachable": 8,
 }  # fmt: skip

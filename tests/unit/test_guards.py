@@ -27,7 +27,7 @@ from tierstore.admin import doctor
 from tierstore.blobs.base import BlobInfo
 from tierstore.blobs.fsspec.kinds import SftpFileSystem
 from tierstore.blobs.fsspec.store import FsspecStore
-from tierstore.blobs.local import direct
+from tierstore.blobs.local import direct, files
 from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.blobs.objects import connect, library
@@ -85,6 +85,11 @@ def blobs(folder: Path) -> LocalStore:
 def written(store: LocalStore | FsspecStore) -> bytes:
     store.put("a/b", b"content")
     return bytes(store.get("a/b"))
+
+
+def generation(folder: Path) -> int | None:
+    with (folder / "file").open("wb") as file:
+        return files.generation(file.fileno())
 
 
 def direct_file(folder: Path) -> tuple[bool, bytes]:
@@ -370,6 +375,7 @@ CASES = {
     "blobs.local.direct:write_direct#1": Case(direct_file, (False, b"")),
     "blobs.local.direct:_write_staged#1": Case(direct_file, (False, b"")),
     "blobs.local.direct:_write_staged#2": Case(direct_file, PASSES),
+    "blobs.local.files:generation#1": Case(generation, None),
     "blobs.local.store:LocalStore._link#1": Case(
         lambda folder: blobs(folder).put_if_absent("a", b"1"), PASSES
     ),

@@ -24,13 +24,14 @@ from tierstore.format.tiers import TierSpec
 from tierstore.ids import ByteRange
 from tierstore.testing.faulty import Fault, FaultyStore
 from tierstore.tiers.durable import tiers as durable
-from tierstore.tiers.durable.marker import claim, verify
+from tierstore.tiers.durable.marker import Keeper, claim, verify
 from tierstore.tiers.durable.tier import DurableTier
 from tierstore.tiers.durable.tiers import DurableTiers, home_tier
 from tierstore.tiers.guard.lazy import LazyStore
 
 KEY = "packs/ab/" + "ab" * 32
 DOWN = Unreachable("no answer")
+KEEPER = Keeper(frozenset({"written 1"}), "memory://home", "somebody@host", 1)
 
 
 class Tiers:
@@ -50,7 +51,7 @@ class Tiers:
             for name in ("warm", "cold")
         ]  # fmt: skip
         for tier in tiers:
-            claim(self.stores[tier.name].inner, tier.name, "s")
+            claim(self.stores[tier.name].inner, tier.name, "s", (), lambda: KEEPER)
         self.tiers = DurableTiers([*tiers, home_tier(self.stores["home"])])
 
     def _store(self, name: str) -> FaultyStore:
@@ -194,7 +195,7 @@ def test_a_pack_that_moves_up_while_it_is_looked_for_is_found(tiers: Tiers) -> N
 def test_a_mount_that_is_missing_is_not_an_empty_tier(tmp_path: Path) -> None:
     home, root = MemoryStore("home"), tmp_path / "mount"
     warm = LocalStore(root, create=True)
-    claim(warm, "warm", "s")
+    claim(warm, "warm", "s", (), lambda: KEEPER)
     spec = TierSpec(name="warm", role="warm", url=warm.url)
     tiers = DurableTiers([DurableTier(spec, warm, store_id="s"), home_tier(home)])
     tiers.put(KEY, b"pack")
@@ -287,11 +288,11 @@ def test_a_place_is_claimed_by_one_store() -> None:
     store = MemoryStore("tier")
     with pytest.raises(Unreachable, match="is it mounted"):
         verify(store, "warm", "s")
-    claim(store, "warm", "s")
-    claim(store, "warm", "s")
+    claim(store, "warm", "s", (), lambda: KEEPER)
+    claim(store, "warm", "s", (), lambda: KEEPER)
     verify(store, "warm", "s")
     with pytest.raises(Conflict, match="another store"):
-        claim(store, "warm", "other")
+        claim(store, "warm", "other", (), lambda: KEEPER)
     with pytest.raises(Unreachable, match="another store"):
         verify(store, "warm", "other")
     for damage in (b"{", b"[]", b"\xff"):

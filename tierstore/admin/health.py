@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tierstore import config
-from tierstore.errors import NotFound, TierstoreError
+from tierstore.errors import NotFound, OtherHome, TierstoreError
 from tierstore.format.tiers import DURABLE, TierSpec
 from tierstore.modelstore.care.framesizes import frame_sizes
 from tierstore.modelstore.home.probe import prove
 from tierstore.modelstore.store import Store
 from tierstore.shown import counted, size
 from tierstore.tiers.activity import activities
+from tierstore.tiers.durable.marker import Keeper
+from tierstore.tiers.durable.tier import DurableTier
 from tierstore.wiring.backends import Place, hot_directory, open_tier
 from tierstore.wiring.below import Disk, Server, ask_servers, disk_of
 from tierstore.wiring.tiers import activity_folder, placed
@@ -74,10 +76,11 @@ def _examined(store: Store, place: Place) -> TierHealth:
     spec = place.spec
     if spec.role in DURABLE:
         (tier,) = (tier for tier in store._parts.home.packs.tiers if tier.name == spec.name)
-        tier.verify()
+        keeper = tier.verify()
         kept = (KEEPS_VERSIONS,) if prove(tier.blobs) else ()
         disk = disk_of(spec)
-        return TierHealth(spec, disk=disk, problems=(*nearly_full(disk), *kept))
+        found = (*nearly_full(disk), *kept, *_of_home(store, tier, keeper))
+        return TierHealth(spec, disk=disk, problems=found)
     if spec.role == "hot":
         disk = disk_of(spec)
         if disk is None:
@@ -96,6 +99,16 @@ def _examined(store: Store, place: Place) -> TierHealth:
     if limit is not None and limit < _LARGEST_FRAME_BYTES:
         problems += _above(store, limit)
     return TierHealth(spec, servers=servers, problems=tuple(problems))
+
+
+def _of_home(store: Store, tier: DurableTier, keeper: Keeper | None) -> tuple[str, ...]:
+    """Return a problem where another home of the store deletes in a tier."""
+    if keeper is not None:
+        try:
+            store._parts.home.identity.check(tier, keeper)
+        except OtherHome as error:
+            return (str(error),)
+    return ()
 
 
 def _damaged(store: Store) -> Counter[str]:

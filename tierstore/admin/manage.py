@@ -15,6 +15,7 @@ from tierstore.blobs.base import BlobStore
 from tierstore.errors import Conflict, Unreachable, UsageError
 from tierstore.format.keys import pack_key
 from tierstore.format.tiers import DURABLE, TierList, TierSpec
+from tierstore.modelstore.home.identity import asked
 from tierstore.modelstore.home.leases import writers
 from tierstore.modelstore.home.tierlist import TierLog, added, changed, find, removed
 from tierstore.modelstore.placing.moverlease import HeldLease
@@ -81,18 +82,17 @@ def add_tier(store: Store, spec: TierSpec, message: str | None = None) -> TierLi
         BackendError: It cannot be written to, read or cleaned.
     """
     as_message(message)
-    spec, own = canonical(spec), store._parts.home.config.store_id
+    home = store._parts.home
+    spec, own = canonical(spec), home.config.store_id
     known = store.tiers()
     added(known, spec)  # before anything is written: the name may be taken
     with proved([spec], store.url, own, known):
-        claim_tiers([spec], own, [tier.name for tier in known])
+        claim_tiers([spec], home.identity, own, [tier.name for tier in known])
         try:
-            return TierLog(store._parts.home.blobs).change(
-                lambda tiers: added(tiers, spec), message
-            )
+            return TierLog(home.blobs).change(lambda tiers: added(tiers, spec), message)
         except Conflict:
             if all(tier.name != spec.name for tier in store.tiers()):  # nobody else added it
-                release_tiers([spec], own)
+                release_tiers([spec], home.identity, own)
             raise
 
 
@@ -281,6 +281,7 @@ def remove_tier(
         Conflict: The tier still takes packs, holds a pack that is pinned or the only copy of one,
             or a mover is at work.
         Unreachable: A durable tier cannot be asked for its packs.
+        OtherHome: Another home of the store deletes in it, and would find it marked no more.
     """
     spec = find(store.tiers(), name)
     log = TierLog(store._parts.home.blobs)
@@ -293,7 +294,8 @@ def remove_tier(
         log.change(lambda tiers: removed(tiers, name), message)
     if left is not None:
         # a writer with the old list sees by this that its pack went to the wrong place
-        release_tiers([spec], store._parts.home.config.store_id)
+        home = store._parts.home
+        release_tiers([spec], home.identity, home.config.store_id)
     return Removed(spec, left)
 
 
@@ -314,6 +316,8 @@ def _left(
             f"tier {spec.name!r} cannot be asked whether it has the only copy of a pack: {error}. "
             "If it is gone for good, force=True (--force) removes it; what only it holds is lost"
         ) from error
+    home = store._parts.home
+    home.identity.confirm(asked(home.packs.tiers))
     if spec.state == "active":
         raise Conflict(
             f"tier {spec.name!r} takes new packs; run 'tierstore tier drain {spec.name}' first"

@@ -194,6 +194,14 @@ class BlobStore(ABC):
     def info(self, key: str) -> BlobInfo:
         """Return the size and time of one blob; ``NotFound`` when it is missing."""
 
+    def signs(self, key: str) -> frozenset[str]:
+        """Return what the storage itself says of one blob, and of none that was copied from it.
+
+        A blob that has one of these signs later is the same one, in the same place. Who reads it
+        through another client of the storage gets the same; ``NotFound`` when it is missing.
+        """
+        return frozenset({f"written {round(self.info(key).mtime * 1e6)}"})
+
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
         """Remove every key; a missing one is not an error.

@@ -115,7 +115,7 @@ _TABLE = (
     ("Serving", "agent", "agent.agent", "placing.AgentEnded"),
     ("Serving", "serve hub", "serve.hub", "serve.Serving"),
     ("Care", "du", "stores.du", "core.Du"),
-    ("Care", "gc", "gc.gc", "gc.Gc", "gc.GcExplained", "gc.GcEnabled"),
+    ("Care", "gc", "gc.gc", "gc.Gc", "gc.GcExplained", "gc.GcEnabled", "gc.GcMoved"),
     ("Care", "check", "stores.check", "core.CheckJson"),
     ("Care", "repair", "repair.repair", "repair.Repair"),
     ("Care", "layout rebuild", "rebuild.rebuild_layout", "rebuild.LayoutsRebuilt"),

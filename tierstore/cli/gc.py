@@ -47,7 +47,14 @@ Enable = Annotated[
     bool,
     typer.Option("--enable", help="Allow removal and collection in this store, for good."),
 ]
-Yes = Annotated[bool, typer.Option("--yes", help="With --enable: do not ask.")]
+Moved = Annotated[
+    bool,
+    typer.Option(
+        "--moved",
+        help="Make this the home that deletes in the tiers, as it was moved or restored.",
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="With --enable and --moved: do not ask.")]
 Wait = Annotated[
     str,
     typer.Option(
@@ -87,6 +94,7 @@ MaxTime = Annotated[
 def gc(
     cli: Cli,
     enable: Enable = False,
+    moved: Moved = False,
     yes: Yes = False,
     wait: Wait = "4h",
     dry_run: DryRun = False,
@@ -106,10 +114,16 @@ def gc(
     """
     from tierstore.config import parse_size
 
-    if enable:
-        if dry_run or explain or max_bytes or max_time or window:
-            raise UsageError("--enable only allows collection: give it alone, then run gc")
-        _enable(cli, wait, yes=yes)
+    if enable or moved:
+        if dry_run or explain or max_bytes or max_time or window or (enable and moved):
+            raise UsageError(
+                "--enable only allows collection, and --moved only says where it deletes: give one "
+                "alone, then run gc"
+            )
+        if enable:
+            _enable(cli, wait, yes=yes)
+        else:
+            _take_over(cli, yes=yes)
         return
     until = None if window is None else duration(window)
     if explain:
@@ -140,11 +154,7 @@ def _enable(cli: Cli, wait: str, *, yes: bool) -> None:
         if talks:
             _print_writers(writers, was=was)
         if not (yes or was):
-            if not talks or sys.stdin is None or not sys.stdin.isatty():
-                raise UsageError(
-                    "--enable cannot be undone, so it asks, and nobody can answer here: give --yes"
-                )
-            typer.confirm("Enable it for good?", abort=True)
+            _ask(talks, "--enable cannot be undone", "Enable it for good?")
         with cli.progress("waiting for saves that began before") as progress:
             waiting = _Waiting(progress, wait, talks=talks)
             try:
@@ -162,6 +172,27 @@ def _enable(cli: Cli, wait: str, *, yes: bool) -> None:
         [data.url],
         lambda: print("removal is enabled: 'tierstore rm' and 'tierstore gc' work from now on"),
     )
+
+
+def _take_over(cli: Cli, *, yes: bool) -> None:
+    talks = not (cli.out.json or cli.out.quiet)
+    with cli.open() as store:
+        if talks:
+            print(f"{store.url} deletes in its tiers what it does not know,")
+            print("what is saved in any other home with the same tiers among it. That one deletes")
+            print("nothing there any more. See that nobody uses it.")
+        if not yes:
+            why = "--moved lets this home delete what another one may need"
+            _ask(talks, why, "Does nobody use another home with these tiers?")
+        data = schemas.GcMoved(url=store.url, tiers=store.reclaim.take_over())
+    names = ", ".join(data.tiers)
+    cli.out.show(data, data.tiers, lambda: print(f"this home deletes in {names} from now on"))
+
+
+def _ask(talks: bool, why: str, question: str) -> None:
+    if not talks or sys.stdin is None or not sys.stdin.isatty():
+        raise UsageError(f"{why}, so it asks, and nobody can answer here: give --yes")
+    typer.confirm(question, abort=True)
 
 
 class _Waiting:

@@ -9,6 +9,7 @@ from tierstore.errors import InvalidName
 from tierstore.ids import Digest
 
 CONFIG = "config.json"
+IDENTITY = "identity"
 REFS, VERSIONS, LAYOUTS, FOLDS, MOVES, INDEX, PACKS, LEASES, GC = (
     "refs/", "versions/", "layouts/", "folds/", "moves/", "index/", "packs/", "leases/", "gc/",
 )  # fmt: skip

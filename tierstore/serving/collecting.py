@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from tierstore.errors import Conflict, TierstoreError
+from tierstore.errors import Conflict, OtherHome, TierstoreError
 from tierstore.modelstore.reclaim.report import Report
 from tierstore.modelstore.store import Store
 from tierstore.shown import counted, size
@@ -74,6 +74,7 @@ class Collecting:
     ) -> None:
         self._store, self._plan, self._stop, self._clock = store, plan, stop, clock
         self._looked_s = -_LOOK_EVERY_S
+        self._other_home = ""
         self.stats = CollectingStats()
 
     def round(self) -> None:
@@ -99,6 +100,11 @@ class Collecting:
         except Conflict as error:
             self.stats.refused += 1
             _log.info("%s", error)
+        except OtherHome as error:  # it stays so until somebody does something about it
+            self.stats.failed += 1
+            level = logging.DEBUG if self._other_home == str(error) else logging.WARNING
+            self._other_home = str(error)
+            _log.log(level, "no garbage is collected: %s", error)
         except TierstoreError as error:
             self.stats.failed += 1
             _log.warning("no garbage was collected: %s", error)

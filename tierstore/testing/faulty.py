@@ -97,6 +97,10 @@ class FaultyStore(BlobStore):
         self._answer("info", key, self._next("info", key))
         return self.inner.info(key)
 
+    def signs(self, key: str) -> frozenset[str]:
+        self._answer("signs", key, self._next("signs", key))
+        return self.inner.signs(key)
+
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
             fault = self._next("delete", key)

@@ -11,10 +11,11 @@ from tierstore import codecs, config
 from tierstore.arguments import as_path
 from tierstore.blobs.base import BlobStore
 from tierstore.folders import absolute
-from tierstore.format.keys import CONFIG
+from tierstore.format.keys import CONFIG, IDENTITY
 from tierstore.format.manifest import DEFAULT_CHUNK
 from tierstore.format.tiers import FEATURE, TierSpec, tiers_key
 from tierstore.modelstore.home.home import create_config, read_config
+from tierstore.modelstore.home.identity import Identity
 from tierstore.modelstore.home.tierlist import TierLog
 from tierstore.modelstore.store import Store
 from tierstore.tiers.activity import Activity
@@ -74,7 +75,7 @@ def init_as(
                 try:
                     _take_tiers(blobs, specs)
                 except BaseException:
-                    blobs.delete([CONFIG, tiers_key(1)])
+                    blobs.delete([CONFIG, IDENTITY, tiers_key(1)])
                     raise
         except BaseException:
             blobs.close()
@@ -84,13 +85,13 @@ def init_as(
 
 def _take_tiers(blobs: BlobStore, specs: Sequence[TierSpec]) -> None:
     """Mark the tiers of a new store as its own, and list them; if that fails, none is marked."""
-    store_id = read_config(blobs).store_id
-    claim_tiers(specs, store_id)
+    identity, store_id = Identity(blobs), read_config(blobs).store_id
+    claim_tiers(specs, identity, store_id)
     try:
         if specs:
             TierLog(blobs).change(lambda _: specs, "init")
     except BaseException:
-        release_tiers(specs, store_id)
+        release_tiers(specs, identity, store_id)
         raise
 
 

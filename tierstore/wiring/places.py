@@ -13,6 +13,7 @@ from tierstore.arguments import as_list, as_path
 from tierstore.errors import ConfigError, Conflict, TierstoreError
 from tierstore.folders import absolute, fresh_folder
 from tierstore.format.tiers import DURABLE, TierSpec
+from tierstore.modelstore.home.identity import Identity
 from tierstore.modelstore.home.probe import prove
 from tierstore.modelstore.home.tierlist import added, check_tier, checked
 from tierstore.modelstore.places import HOME, StorePlace, first_overlap
@@ -125,11 +126,14 @@ def named(name: str) -> Iterator[None]:
         raise type(error)(f"tier {name!r}: {error}") from error
 
 
-def claim_tiers(specs: Sequence[TierSpec], store_id: str, taken: Collection[str] = ()) -> None:
-    """Mark durable tiers as this store's.
+def claim_tiers(
+    specs: Sequence[TierSpec], identity: Identity, store_id: str, taken: Collection[str] = ()
+) -> None:
+    """Mark durable tiers as this store's, in which its home deletes.
 
     Args:
         specs: New tiers.
+        identity: Tells its home from copies of it.
         store_id: Id of the store.
         taken: Names of the tiers that the store has already.
 
@@ -145,18 +149,18 @@ def claim_tiers(specs: Sequence[TierSpec], store_id: str, taken: Collection[str]
             place = placed(spec, node, store_id)
             with named(spec.name), open_tier(place) as store:
                 names = [*taken, *(one.spec.name for one in claimed)]
-                claim(store, spec.name, store_id, names)
+                claim(store, spec.name, store_id, names, identity.made)
             claimed.append(place)
     except BaseException:
-        release_tiers([place.spec for place in claimed], store_id)
+        release_tiers([place.spec for place in claimed], identity, store_id)
         raise
 
 
-def release_tiers(specs: Sequence[TierSpec], store_id: str) -> None:
+def release_tiers(specs: Sequence[TierSpec], identity: Identity, store_id: str) -> None:
     """Undo ``claim_tiers``; tiers that cannot be reached are left as they are."""
     node = config.node_config()
     for spec in specs:
         if spec.role in DURABLE:
             place = placed(spec, node, store_id)
             with contextlib.suppress(TierstoreError), open_tier(place) as store:
-                release(store, store_id)
+                release(store, store_id, identity.signs())

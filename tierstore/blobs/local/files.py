@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +25,9 @@ MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+_GET_VERSION = 2 << 30 | struct.calcsize("l") << 16 | ord("v") << 8 | 1
+"""FS_IOC_GETVERSION of linux/fs.h."""
 
 _MAX_READ_BYTES = 1 << 30  # one read(2) returns at most 0x7ffff000 bytes
 
@@ -74,6 +79,19 @@ def look(name: str, folder: int) -> os.stat_result | None:
         return os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
         return None
+
+
+def generation(fd: int) -> int | None:
+    """Return the number that a file's inode got when it was made; ``None`` where it has none.
+
+    Two file systems may give one inode number to two files, but not with the same generation.
+    """
+    try:
+        found = fcntl.ioctl(fd, _GET_VERSION, bytes(struct.calcsize("l")))
+    except OSError:  # a file system that keeps none, as NFS and tmpfs
+        return None
+    (number,) = struct.unpack("=I", found[:4])  # that much of it is written, whatever its type says
+    return int(number)
 
 
 def unlink_file(name: str, folder: int) -> bool:

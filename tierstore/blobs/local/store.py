@@ -156,6 +156,32 @@ class LocalStore(BlobStore):
                 raise NotFound(self._no_blob(key))
             return BlobInfo(key, found.st_size, found.st_mtime)
 
+    def signs(self, key: str) -> frozenset[str]:
+        """Return two signs: its place in the file system, and when its inode changed last.
+
+        Changes of owner, mode or links change the latter, a file system without lasting numbers of
+        inodes the former. The folder's number tells it from a hard link to it, the generation from
+        what has its number on another file system.
+        """
+        check_key(key)
+        with self._errors("reading", key):
+            folder, name = self._open_parent(key)
+            try:
+                fd = os.open(name, files.READ_FLAGS, dir_fd=folder)
+                try:
+                    found, above = os.fstat(fd), os.fstat(folder)
+                    number = files.generation(fd)
+                finally:
+                    os.close(fd)
+            finally:
+                os.close(folder)
+            return frozenset(
+                {
+                    f"inode {above.st_ino}/{found.st_ino}/{number}",
+                    f"changed {found.st_ctime_ns}",
+                }
+            )
+
     def delete(self, keys: Iterable[str]) -> None:
         folders: dict[str, list[str]] = {}
         for key in keys:

@@ -104,6 +104,13 @@ class GcWriter(Schema):
     last: datetime | None
 
 
+class GcMoved(Schema):
+    """This home deletes in these tiers from now on, and no other one does."""
+
+    url: str
+    tiers: list[str]
+
+
 class GcEnabled(Schema):
     """The store allows removal and garbage collection from now on; who wrote to it lately."""
 

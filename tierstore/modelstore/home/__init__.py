@@ -11,6 +11,7 @@ __all__ = [
     "footers",
     "heads",
     "home",
+    "identity",
     "index",
     "leases",
     "once",

@@ -30,6 +30,7 @@ from tierstore.format.storeconfig import (
 from tierstore.format.table import ChunkTable
 from tierstore.ids import Buffer, Digest, split_digests
 from tierstore.modelstore.home.condemned import CondemnedPacks
+from tierstore.modelstore.home.identity import Identity
 from tierstore.modelstore.home.news import News
 from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.home.quarantine import Quarantine
@@ -124,6 +125,7 @@ class Home:
         self.config = config or read_config(blobs)
         self.quarantine = Quarantine(blobs)
         self.condemned = CondemnedPacks(blobs)
+        self.identity = Identity(blobs)
         self.news: News | None = None
         """Told of every entry that this process appends to a ref log."""
 

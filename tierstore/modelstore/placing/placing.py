@@ -13,6 +13,7 @@ from tierstore.format.tiers import HOME_NAME
 from tierstore.ids import Digest
 from tierstore.modelstore.chunks.examine import quarantine
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.identity import asked
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.modelstore.placing.packgraph import PackGraph
@@ -343,12 +344,14 @@ class Placement:
         event = stop or threading.Event()
         with HeldLease(self._home.blobs) as lease:
             report = MoveReport(plan())
+            self._confirm_home(report.plan)
             mover = Mover(
                 self._home.packs,
                 lease,
                 budget=budget,
                 stop=event,
                 may_leave=self._may_leave,
+                check_home=self._home.identity.check,
                 is_condemned=lambda pack: bool(self._home.condemned.among([pack])),
                 on_damage=self._quarantine,
                 stats=self.stats,
@@ -359,6 +362,11 @@ class Placement:
                     progress(moved)
             report.stopped = mover.stopped
         return report
+
+    def _confirm_home(self, plan: Plan) -> None:
+        """Make sure, before a plan drops copies, that this home is no copy of another one."""
+        if any(move.drops for move in plan.moves):
+            self._home.identity.confirm(asked(self._home.packs.tiers))
 
     def _quarantine(self, pack: bytes) -> None:
         try:

@@ -27,6 +27,7 @@ from tierstore.errors import (
     Conflict,
     Damaged,
     NotFound,
+    OtherHome,
     OutOfSpace,
     UnsupportedFormat,
 )
@@ -190,6 +191,7 @@ class Collector:
         Raises:
             UsageError: The store does not allow it yet.
             Conflict: Another process is collecting.
+            OtherHome: Another home of the store deletes in one of its tiers; nothing was deleted.
             Damaged, NotFound, UnsupportedFormat: Something cannot be read that may need a pack, or
                 cannot be healed; nothing was deleted. The message names it.
             BackendError: Home cannot be asked.
@@ -264,12 +266,12 @@ class Collector:
             how.errand.conclude(report)
         return report
 
-    @staticmethod
-    def _sweep(doomed: Set[bytes], mark: Mark, right: Checked, how: _How) -> Swept:
+    def _sweep(self, doomed: Set[bytes], mark: Mark, right: Checked, how: _How) -> Swept:
         return sweep(
             sorted(doomed),
             mark.holdings,
             right,
+            self._home.identity,
             max_bytes=how.max_bytes,
             is_over=how.is_over,
             progress=how.progress,
@@ -500,6 +502,17 @@ class _Run:
                 note = "its content was purged while it was published"
                 purge_lost(self._home, model, int(number), note)
 
+    def _confirm_home(self, mark: Mark) -> None:
+        """Make sure that this home is no copy of another one that needs what is in its tiers."""
+        held, packs = mark.holdings, self._home.packs
+        seen = [(t, held.keepers.get(t.name)) for t in packs.tiers if t.name not in held.down]
+        try:
+            self._home.identity.confirm(seen, dry_run=self._lease is None)
+        except OtherHome as error:
+            if self._lease is not None:
+                raise
+            _log.warning("a collection would delete nothing: %s", error)
+
     def prepared(self, errand: Errand) -> Mark:
         """Mark, and let the errand see to it that as little as possible stays for others' sake."""
         mark = self.mark()
@@ -532,6 +545,7 @@ class _Run:
         failed = False
         for _ in range(_ROUNDS):
             mark = self.marker.mark(self._now_s, self._window_s, given_up)
+            self._confirm_home(mark)
             self._end_orphans(mark)
             if self._lease is None:
                 lacking = _to_heal(self._home, self.marker, mark)

@@ -34,6 +34,7 @@ ShareKind = State | Literal["waste", "metadata", "new", "foreign"]
 
 _METADATA = {
     keys.CONFIG: "settings of the store",
+    keys.IDENTITY: "what tells this home from a copy",
     keys.COLLECTED: "note of the last collection",
     keys.REFS: "logs of versions, names and removals",
     keys.VERSIONS: "manifests",

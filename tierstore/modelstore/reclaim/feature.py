@@ -18,6 +18,7 @@ from tierstore.format.storeconfig import (
 )
 from tierstore.modelstore.home.features import add_features
 from tierstore.modelstore.home.home import Home, read_config
+from tierstore.modelstore.home.identity import asked
 from tierstore.modelstore.home.leases import TTL_S, writers
 from tierstore.modelstore.home.probe import home_now_s
 from tierstore.modelstore.home.reserve import keep_reserve
@@ -81,7 +82,10 @@ def enable(
     Raises:
         UnsupportedFormat: The store needs a newer version to be written to.
         Conflict: Others change the features of the store all the time.
+        OtherHome: Another home of the store deletes in one of its tiers; nothing was changed.
     """
+    home.packs.refresh()
+    home.identity.confirm(asked(home.packs.tiers))
     blobs, name = home.blobs, [RECLAIM_FEATURE]
     while not reclaims(add_features(blobs, write=name)):
         left_s = wait_s - _unchanged_for_s(blobs)  # again each time: somebody may write it over

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from tierstore.errors import BackendError, NotFound
 from tierstore.format.keys import PACKS, pack_key
-from tierstore.tiers.durable.census import packs_of
+from tierstore.tiers.durable.census import listed, packs_of
+from tierstore.tiers.durable.marker import Keeper
 from tierstore.tiers.durable.tier import DurableTier
 from tierstore.tiers.durable.tiers import DurableTiers
 
@@ -27,12 +28,14 @@ class Holdings:
         by_tier: The bytes of each pack by its id, by the tier's name; the fastest tier first.
         down: Why tiers could not be listed, by name: they may have any pack.
         archives: The names of tiers whose packs must be restored before they are read.
+        keepers: Which home deletes in a tier, by the tier's name, where that is written down.
     """
 
     packs: DurableTiers
     by_tier: Mapping[str, Mapping[bytes, int]]
     down: Mapping[str, str]
     archives: Set[str]
+    keepers: Mapping[str, Keeper]
     _asked: dict[bytes, bool] = field(default_factory=dict)
     _distrusted: set[bytes] = field(default_factory=set)
 
@@ -80,7 +83,11 @@ def held_by(tier: DurableTier) -> dict[bytes, int]:
     Raises:
         Unreachable: The tier cannot be asked, or what is there is not this tier.
     """
-    found = ((_KEY.match(key), size) for key, size in packs_of(tier).items())
+    return _ids(packs_of(tier))
+
+
+def _ids(sizes: Mapping[str, int]) -> dict[bytes, int]:
+    found = ((_KEY.match(key), size) for key, size in sizes.items())
     return {bytes.fromhex(match[1]): size for match, size in found if match}
 
 
@@ -89,13 +96,17 @@ def read_holdings(packs: DurableTiers) -> Holdings:
     tiers = packs.tiers
     down: dict[str, str] = {}
     by_tier: dict[str, dict[bytes, int]] = {}
+    keepers: dict[str, Keeper] = {}
     with ThreadPoolExecutor(len(tiers), "tierstore-holdings") as pool:
-        asked = {tier.name: pool.submit(held_by, tier) for tier in tiers}
+        asked = {tier.name: pool.submit(listed, tier) for tier in tiers}
     for name, answer in asked.items():
         try:
-            by_tier[name] = answer.result()
+            keeper, sizes = answer.result()
+            by_tier[name] = _ids(sizes)
+            if keeper is not None:
+                keepers[name] = keeper
         except BackendError as error:
             _log.warning("tier %s cannot be listed: %s", name, error)
             down[name] = str(error)
     archives = frozenset(tier.name for tier in tiers if tier.archive is not None)
-    return Holdings(packs, by_tier, down, archives)
+    return Holdings(packs, by_tier, down, archives, keepers)

@@ -92,6 +92,8 @@ class Reclaim:
 
         Raises:
             Conflict: Others change the features of the store all the time.
+            OtherHome: This home seems to be a copy of the one that deletes in the tiers; nothing
+                was changed (``take_over``).
 
         Examples:
             >>> store = tierstore.init("store")
@@ -103,6 +105,26 @@ class Reclaim:
 
         wait_s = as_number("wait_s", wait_s, "seconds, 0 or more", 0)
         enable(self._home, wait_s, waiting=waiting)
+
+    def take_over(self) -> list[str]:
+        """Make this home the one that deletes in its warm and cold tiers; return their names.
+
+        For a home that was moved, or restored from a backup, or whose tiers were copied for it.
+        Any other home that uses these tiers deletes nothing there from then on. What it saved that
+        this one does not know becomes garbage here: see that nobody uses it any more.
+
+        Raises:
+            UsageError: The store has no warm or cold tier.
+            BackendError: A tier cannot be asked or written to: call it again; the others are done.
+
+        Examples:
+            >>> warm = tierstore.TierSpec(name="warm", role="warm", url="warm")
+            >>> store = tierstore.init("store", tiers=[warm])
+            >>> store.reclaim.take_over()
+            ['warm']
+        """
+        self._home.packs.refresh()
+        return self._home.identity.take_over(self._home.packs.tiers)
 
     def run(
         self,
@@ -146,6 +168,8 @@ class Reclaim:
         Raises:
             UsageError: The store does not allow it yet (``enable``), or an argument is wrong.
             Conflict: Another process collects garbage now.
+            OtherHome: This home seems to be a copy of the one that deletes in the tiers; nothing
+                was deleted (``take_over``).
             Damaged, NotFound, UnsupportedFormat: Something cannot be read that may need a pack, or
                 cannot be healed. Nothing was deleted; the message names it.
             BackendError: The store's home cannot be asked. A tier that cannot be asked is told in

@@ -9,12 +9,14 @@ from typing import Protocol
 
 from tierstore.errors import BackendError, Damaged, NotFound, Unreachable
 from tierstore.format.keys import pack_key
+from tierstore.modelstore.home.identity import Identity
 from tierstore.modelstore.home.probe import prove
 from tierstore.modelstore.reclaim.holdings import Holdings, held_by
 from tierstore.progress import Progress
 from tierstore.tiers.durable.tier import DurableTier
 
 BATCH = 1000
+_NOBODYS = "it does not say yet which home deletes there; the next collection writes that down"
 _log = logging.getLogger("tierstore.gc")
 
 
@@ -58,6 +60,7 @@ def sweep(
     packs: Sequence[bytes],
     holdings: Holdings,
     lease: Checked,
+    identity: Identity,
     *,
     max_bytes: int | None,
     is_over: Callable[[], bool],
@@ -69,18 +72,20 @@ def sweep(
         packs: Their ids.
         holdings: Which tiers have them.
         lease: The right to do so, which is checked before each batch.
+        identity: Tells whether this is the home that deletes in a tier, before each batch, too.
         max_bytes: End before more than this is deleted, counted in all tiers; ``None``: no limit.
         is_over: Asked before each batch: whether the time is over.
         progress: Called with the bytes that were deleted and those to delete, after each batch.
 
     Raises:
         Conflict: The lease is lost.
+        OtherHome: Another home deletes in a tier.
     """
     done = Swept(down=dict(holdings.down))
     total, gone = _bytes(packs, holdings), 0
     for batch in _limited(packs, holdings, max_bytes, is_over, done):
         for tier in holdings.packs.tiers:
-            _delete(tier, batch, lease, done)
+            _delete(tier, batch, lease, identity, done)
         done.asked.update(batch)
         if progress is not None:
             gone += _bytes(batch, holdings)
@@ -131,13 +136,18 @@ def _within(packs: Sequence[bytes], holdings: Holdings, most: int) -> Sequence[b
     return found
 
 
-def _delete(tier: DurableTier, batch: Sequence[bytes], lease: Checked, done: Swept) -> None:
+def _delete(
+    tier: DurableTier, batch: Sequence[bytes], lease: Checked, identity: Identity, done: Swept
+) -> None:
     """Delete a batch from one tier, also what it had not when it was listed: it may have moved."""
     if tier.name in done.down:
         return
     lease.check()
     try:
-        tier.verify()
+        keeper = tier.verify()
+        if keeper is None and tier.store_id is not None:
+            raise Unreachable(_NOBODYS)  # as one that was down when the tiers were marked
+        identity.check(tier, keeper)
         tier.blobs.delete([pack_key(pack) for pack in batch])
     except (Unreachable, Damaged, NotFound) as error:
         _log.warning("tier %s did not delete what is condemned: %s", tier.name, error)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tierstore.errors import BackendError, NotFound
 from tierstore.format.keys import PACKS
+from tierstore.tiers.durable.marker import Keeper
 from tierstore.tiers.durable.tier import DurableTier
 
 
@@ -39,8 +40,13 @@ def packs_of(tier: DurableTier) -> dict[str, int]:
     Raises:
         Unreachable: The tier cannot be asked, or what is there is not this tier.
     """
-    tier.verify()
-    return {info.key: info.size for info in tier.blobs.list(PACKS)}
+    return listed(tier)[1]
+
+
+def listed(tier: DurableTier) -> tuple[Keeper | None, dict[str, int]]:
+    """Return which home deletes in a tier, and the same as ``packs_of``."""
+    keeper = tier.verify()
+    return keeper, {info.key: info.size for info in tier.blobs.list(PACKS)}
 
 
 def holding(tiers: Iterable[DurableTier], name: str) -> Holding:

@@ -42,6 +42,7 @@ from tierstore.format.keys import pack_key
 from tierstore.format.tiers import HOME_NAME
 from tierstore.placement.scene import PlannedMove
 from tierstore.tiers.durable.budget import Budget
+from tierstore.tiers.durable.marker import Keeper
 from tierstore.tiers.durable.packcheck import check_pack
 from tierstore.tiers.durable.tier import DurableTier
 from tierstore.tiers.durable.tiers import DurableTiers
@@ -116,6 +117,9 @@ class Mover:
         stop: Ends the run between two pieces of work once it is set.
         may_leave: Asked right before a copy is dropped from a warm tier; returns whether nobody has
             pinned the pack since the plan was made.
+        check_home: Called with a tier, and the home that its marker names, before a copy is dropped
+            from it, or from another one because of it; raises ``OtherHome`` unless this home is
+            the one that deletes there.
         is_condemned: Asked after a copy was made, and before one is put back; returns whether
             garbage collection deletes the pack from every tier.
         on_damage: Told of a pack of which no tier has a good copy.
@@ -130,6 +134,7 @@ class Mover:
         budget: Budget | None = None,
         stop: threading.Event | None = None,
         may_leave: Callable[[PlannedMove], bool] = lambda move: True,
+        check_home: Callable[[DurableTier, Keeper | None], None] = lambda tier, keeper: None,
         is_condemned: Callable[[bytes], bool] = lambda pack: False,
         on_damage: Callable[[bytes], None] = lambda pack: None,
         stats: MoverStats | None = None,
@@ -139,7 +144,7 @@ class Mover:
         self._lease, self._budget = lease, budget or Budget()
         self._stop = stop or threading.Event()
         self._may_leave, self._on_damage = may_leave, on_damage
-        self._is_condemned = is_condemned
+        self._check_home, self._is_condemned = check_home, is_condemned
         self._down: dict[str, str] = {}
         """Tiers that failed in this run, and why: what needs them is skipped."""
         self._full: set[str] = set()
@@ -155,6 +160,7 @@ class Mover:
 
         Raises:
             Conflict: The lease is lost; nothing was deleted without it.
+            OtherHome: Another home deletes in a tier.
         """
         self._down.clear()
         self._full.clear()
@@ -361,8 +367,10 @@ class Mover:
     def _drop(self, pack: bytes, source: DurableTier, target: DurableTier, data: bytearray) -> None:
         """Delete the source's copy, now that another one was verified."""
         key = pack_key(pack)
-        with self._asking(target):
-            target.verify()
+        for tier in (target, source):
+            with self._asking(tier):
+                keeper = tier.verify()
+            self._check_home(tier, keeper)
         with self._asking(source):
             self._lease.check()
             source.blobs.delete([key])

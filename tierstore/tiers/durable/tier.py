@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tierstore.blobs.base import BlobStore
 from tierstore.format.tiers import HOME_NAME, Role, TierSpec
 from tierstore.tiers.durable.archive import Archive
-from tierstore.tiers.durable.marker import verify
+from tierstore.tiers.durable.marker import Keeper, verify
 from tierstore.tiers.stats import TierStats
 
 
@@ -50,7 +50,12 @@ class DurableTier:
         """Whether new packs may be written here."""
         return self.spec.state == "active"
 
-    def verify(self) -> None:
-        """Raise ``Unreachable`` when this place is not the tier, as where a mount is missing."""
-        if self.store_id is not None:
-            verify(self.blobs, self.name, self.store_id)
+    def verify(self) -> Keeper | None:
+        """Return which home deletes here, as ``marker.verify``; ``None`` of home itself.
+
+        Raises:
+            Unreachable: This place is not the tier, as where a mount is missing.
+        """
+        if self.store_id is None:
+            return None
+        return verify(self.blobs, self.name, self.store_id)

@@ -120,6 +120,9 @@ class DeadlineStore(BlobStore):
     def info(self, key: str) -> BlobInfo:
         return self._call(f"reading {key!r} in", lambda: self._inner.info(key))
 
+    def signs(self, key: str) -> frozenset[str]:
+        return self._call(f"reading {key!r} in", lambda: self._inner.signs(key))
+
     def delete(self, keys: Iterable[str]) -> None:
         own = list(keys)
         self._call("deleting from", lambda: self._inner.delete(own), len(own) << 18)
