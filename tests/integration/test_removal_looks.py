@@ -619,7 +619,7 @@ def test_a_release_that_has_a_name_is_not_taken_back(
     with (
         opened(FaultyStore(blobs, plan), tmp_path / "other") as other,
         pytest.raises(
-            Unreachable, match=r"^gone. rest@1 was made of it, and stays, as something needs it"
+            Unreachable, match=r"^gone. rest@1 was published, and stays, as something needs it"
         ),
     ):
         other.releases.create("rest", ["b@1"])

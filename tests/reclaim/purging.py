@@ -6,11 +6,11 @@ as a name that was condemned is condemned for ever, and whoever writes such cont
 another name.
 
 There is one content: the file "x", whose manifest is ``m`` at first. ``m-w`` is that content,
-sealed once more by the party "w". ``P/m`` is a patch on ``m``; ``P/b`` and ``Q/b`` are patches that
-make "x" of ``b``, and ``F`` is the full manifest that a fold of either names. Packs are random
-names; each begins with its chunk. Moves are no objects here: ``ways`` are all packs to which a
-layout or a move ever led, and layouts come and go. Parties may be paused for ever; no lease is
-waited for.
+sealed once more by the party "w", and ``y'`` what it publishes once ``y`` was refused. ``P/m`` is a
+patch on ``m``; ``P/b`` and ``Q/b`` are patches that make "x" of ``b``, and ``F`` is the full
+manifest that a fold of either names. Packs are random names; each begins with its chunk. Moves are
+no objects here: ``ways`` are all packs to which a layout or a move ever led, and layouts come and
+go. Parties may be paused for ever; no lease is waited for.
 
 ``rules`` names what is left out or changed, by the sentence that the tests use. ``BEFORE`` are the
 rules of a purge that was designed first, and loses: it took the names of manifests for ids that may
@@ -41,6 +41,8 @@ REFUSED = "equal content is refused"
 UNDONE = "what is taken back has a window"
 ALONE = "a patch looks at names below only of what was ever removed"
 WHOLE = "a patch looks at packs below of whatever it lies on"
+UNASKED = "what is there is taken back without asking who names it"
+STAYS = "what is there is not taken back"
 KEPT = "a collector leaves what its dead writer did not take back"
 LATE = "the order comes after the entry"
 CONDEMNED_FOLD = "a fold counts although its manifest is condemned"
@@ -284,8 +286,11 @@ def put_layout(world: World, manifest: str, pack: str) -> Iterator[tuple[World, 
 
 @call
 def put_fold(world: World, manifest: str, full: str) -> Iterator[tuple[World, None]]:
-    """Put a fold if there is none."""
-    if manifest in dict(world.folds):
+    """Put a fold if there is none, or if the one that is there has a condemned manifest."""
+    there = dict(world.folds).get(manifest)
+    if there in world.condemned[2]:
+        yield world._replace(folds=world.folds - {(manifest, there)} | {(manifest, full)}), None
+    elif there is not None:
         yield world, None
     else:
         yield world._replace(folds=world.folds | {(manifest, full)}), None
@@ -411,16 +416,25 @@ def promise(world: World, name: str) -> Iterator[tuple[World, None]]:
 
 
 def save(
-    rules: frozenset[str], version: str, equal: str, owner: str, release: bool = False
+    rules: frozenset[str],
+    version: str,
+    equal: str,
+    owner: str,
+    release: bool = False,
+    again: bool = False,
 ) -> Steps:
-    """Save content that is equal to a manifest's, or with ``release`` make a release like it."""
-    _, _, names = yield read_list()
-    manifest = equal
-    if equal in names:
-        if REFUSED in rules:
+    """Save content that is equal to a manifest's, or with ``release`` make a release like it.
+
+    It knows nothing of what is condemned. Where its name turns out to be, it takes the version
+    back, and goes on once under another name.
+    """
+    manifest = f"{equal}-{owner}" if again else equal
+    if REFUSED in rules:
+        _, _, names = yield read_list()
+        if equal in names:
             return
-        manifest = f"{equal}-{owner}"
-    how = yield choose("reuse", "store")
+        del names
+    how = "store" if again else (yield choose("reuse", "store"))
     yield put_manifest(manifest)
     _, condemned, names = yield read_list()
     packs = yield list_packs()
@@ -444,6 +458,8 @@ def save(
         if refused and "a save does not look at its name" not in rules:
             del found, refused
             yield from take_back(rules, version, manifest, owner)
+            if not again and REFUSED not in rules:
+                yield from save(rules, f"{version}'", equal, owner, release, again=True)
             return
         if not found.unfit and not found.bare:
             break
@@ -455,16 +471,28 @@ def save(
 
 
 def take_back(rules: frozenset[str], version: str, manifest: str, owner: str) -> Steps:
-    """Remove what was published, if what it needs is gone: then nobody was promised it.
+    """Remove for good what was published, and what nobody was promised by its writer.
 
-    Else it may be that a collector saw it, and keeps it, and that somebody names it.
+    Where its manifest is there it may be that a collector saw it, and keeps it, and that somebody
+    names it: so it is removed as by anybody else, and stays if it is needed.
     """
     if UNDONE in rules:
         yield append("forget", version, owner, "any")
         return
     found = yield look(frozenset({manifest}), frozenset(), frozenset())
-    if found.gone or "what is there is taken back, too" in rules:
+    if found.gone or UNASKED in rules:
         yield append("purge", version, owner, "any")
+        return
+    if STAYS in rules:
+        return
+    yield append("announce", version, owner, "any")
+    named = yield read_aliases()
+    needed = yield is_below(version)
+    if needed or version in {one for one, _ in named}:
+        yield append("undelete", version, owner, "mine")
+        return
+    del named
+    yield append("purge", version, owner, "mine")
 
 
 def patch(rules: frozenset[str], version: str, base: str, owner: str) -> Steps:
@@ -539,11 +567,9 @@ def name(rules: frozenset[str], title: str, version: str, owner: str) -> Steps:
         yield append_alias(title, "")
 
 
-def fold(rules: frozenset[str], manifest: str, owner: str) -> Steps:
-    """Fold a patch of a version that is in force."""
-    _, _, names = yield read_list()
-    full = f"F-{owner}" if "F" in names else "F"
-    del names
+def fold(rules: frozenset[str], manifest: str, owner: str, again: bool = False) -> Steps:
+    """Fold a patch of a version that is in force; once more where its name is condemned."""
+    full = f"F-{owner}" if again else "F"
     yield put_manifest(full)
     yield store_again(full, owner)
     yield put_layout(full, "")
@@ -552,9 +578,14 @@ def fold(rules: frozenset[str], manifest: str, owner: str) -> Steps:
         _, condemned, names = yield read_list()
         found = yield look(frozenset({full}), condemned, names)
         del condemned
-        if full in names or (not found.unfit and not found.bare):
-            return
+        refused = full in names
         del names
+        if refused and not again:
+            del found, refused
+            yield from fold(rules, manifest, owner, again=True)
+            return
+        if refused or (not found.unfit and not found.bare):
+            return
         if found.unfit:
             readable = yield is_readable(manifest)
             if not readable:

@@ -23,11 +23,14 @@ from tests.reclaim.purging import (
     OVER,
     REFUSED,
     SHARED,
+    STAYS,
+    UNASKED,
     UNDONE,
     WHOLE,
     action_of,
     explore,
     goes_wrong,
+    in_force,
     save,
 )
 
@@ -71,7 +74,7 @@ MUTATIONS = [
     ("save, patch, purge", ALONE, "lost"),
     ("save, alias, purge", "an alias does not look at names", "lost"),
     ("undelete, purge", "an undelete does not look at names", "lost"),
-    ("save, alias, purge", "what is there is taken back, too", "named"),
+    ("save, alias, purge", UNASKED, "named"),
     ("save, alias, purge", UNDONE, "named"),
     ("fold, purge, collector", CONDEMNED_FOLD, "lost"),
 ]
@@ -107,7 +110,21 @@ def test_equal_content_can_be_saved_again_at_once():
     """Whatever a purge has done by then: a save that runs on its own is never refused."""
     for world in explore("save, purge").worlds:
         after = run_alone(world, partial(save, world.rules, "again", "m", "s"))
-        assert "again" in after.promised
+        saved = after.promised & {"again", "again'"}
+        assert saved
+        assert {one for one, _ in in_force(after)} & {"again", "again'"} == saved
+
+
+def test_what_is_refused_is_in_force_no_more():
+    """Unless something names it; its writer was not killed, and comes back to it."""
+
+    def left(*rules):
+        ends = explore("save, purge", *rules).ends
+        forced = [{one for one, _ in in_force(world)} for world in ends]
+        return [world for world, names in zip(ends, forced, strict=True) if {"y", "y'"} <= names]
+
+    assert not left()
+    assert left(STAYS)
     refused = explore("save, purge", REFUSED).worlds
     assert any(
         "again" not in run_alone(world, partial(save, world.rules, "again", "m", "s")).promised

@@ -1,6 +1,7 @@
 """Ref log entries, hints and leases (SPEC.md sections 9 and 10)."""
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
 import msgspec
@@ -103,7 +104,7 @@ class RefEntry(Body, frozen=True, kw_only=True):
         action: What was done.
         version: The number of the version that the ref points to; ``None`` once removed.
         manifest: The hex digest of that version's manifest; ``None`` once removed.
-        previous: The entry that a rollback goes back to.
+        previous: The entry that a rollback goes back to, or in a variant's log that is taken back.
         time_us: Microseconds since the epoch by the writer's clock.
         who: The user and the host.
         message: Why it was done.
@@ -144,6 +145,22 @@ class RefEntry(Body, frozen=True, kw_only=True):
             self.rollout.check()
             if self.version is None:
                 raise Broken("its rollout is in no stage, or comes from no version")
+
+
+def that_count(entries: Iterable[RefEntry]) -> Iterator[RefEntry]:
+    """Yield the entries of a variant's log that count (SPEC.md section 14.1).
+
+    Those do not that were taken back, nor those that say so.
+
+    Args:
+        entries: The entries, newest first.
+    """
+    taken_back = set[int]()
+    for entry in entries:
+        if entry.previous is not None:
+            taken_back.add(entry.previous)
+        elif entry.seq not in taken_back:
+            yield entry
 
 
 class Hint(Body, frozen=True, kw_only=True):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
@@ -323,8 +322,7 @@ class Store:
                 reported(progress, f"saving {model}") as told,
                 self._parts.saving.begin(selection, progress=told) as writer,
             ):
-                entry = self._names.publish(model, writer.write(files, lineage), message)
-                writer.take_back = partial(self._names.named.purge, model, entry.seq)
+                entry = writer.publish(self._names.publication(model, message), files, lineage)
         finally:
             for file in files:
                 file.close()

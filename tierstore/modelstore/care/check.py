@@ -314,7 +314,9 @@ class _Check:
                 self._damage(info.key, "it is no entry of this log")
         last = highest_of(found)
         # what is written while this lists may not be listed, though what is behind it is
-        for seq in range(1, last + 1):
+        # of variants the newest come first, as these say what was taken back
+        self._taken_back = set[int | None]()
+        for seq in range(last, 0, -1) if name.startswith(keys.VARIANTS) else range(1, last + 1):
             self._check_number(model, name, seq)
         for seq in sorted(seq for seq in found if seq > last):
             key = keys.entry_key(prefix, seq)
@@ -341,6 +343,9 @@ class _Check:
         if self._expired.takes(name, entry, digest):
             return
         if name.startswith(keys.VARIANTS):
+            self._taken_back.add(entry.previous)
+            if entry.previous is not None or entry.seq in self._taken_back:
+                return
             variant = name.removeprefix(keys.VARIANTS)
             self._users.add(digest, f"{model}@{entry.version}+{variant}")
         elif name == keys.VERSION_LOG:

@@ -24,5 +24,6 @@ __all__ = [
     "reserve",
     "retention",
     "sealing",
+    "settling",
     "tierlist",
 ]

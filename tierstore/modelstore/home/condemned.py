@@ -165,18 +165,17 @@ class CondemnedPacks:
         found = {pack for pack in wanted if newest.may_hold(pack)}
         return found & self.packs_in([one.key for one in newest.segments]) if found else found
 
-    def may_hold(self, name: bytes, unread: bool = False) -> bool:
+    def may_hold(self, name: bytes) -> bool:
         """Return whether a pack or a manifest may be condemned by the newest list read here so far.
 
         It asks home for nothing, and tells less than ``among``.
 
         Args:
             name: The id of a pack, or the digest of a manifest.
-            unread: What is returned where none was read.
         """
         with self._lock:
             newest = self._newest
-        return unread if newest is None else newest.may_hold(name)
+        return newest is not None and newest.may_hold(name)
 
     def every(self) -> Condemned:
         """Return all that is condemned by the list that is the highest now, for a collector.

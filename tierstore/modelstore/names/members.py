@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from tierstore.errors import Damaged, NotFound, UsageError
 from tierstore.format.keys import VARIANTS
+from tierstore.format.reflog import that_count
 from tierstore.ids import Digest
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.version import Version, version_of
@@ -19,7 +20,7 @@ def numbered(home: Home, model: str, numbers: Iterable[int]) -> list[Version]:
 
 def variant_of(home: Home, version: Version, name: str) -> Version | None:
     """Return the newest variant of this name that a version has; ``None`` when there is none."""
-    for entry in home.log(version.model, VARIANTS + name).entries():
+    for entry in that_count(home.log(version.model, VARIANTS + name).entries()):
         if entry.version == version.number:
             return version_of(version.model, entry, variant=name)
     return None

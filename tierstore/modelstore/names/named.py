@@ -11,16 +11,24 @@ from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from tierstore.errors import Conflict, NotFound, TierstoreError
+from tierstore.format.keys import version_key
 from tierstore.format.reflog import Action, RefEntry
+from tierstore.format.storeconfig import reclaims
 from tierstore.ids import Digest
 from tierstore.modelstore.home.ahead import parallel
 from tierstore.modelstore.home.chain import Chain, find_chain
-from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.home import Home, read_config
 from tierstore.modelstore.home.refs import RefLog, RefTarget
 from tierstore.modelstore.home.reserve import with_reserve
+from tierstore.modelstore.home.settling import Purged, retold, taken_back
 from tierstore.modelstore.names.members import contents_of, members_of
-from tierstore.modelstore.names.removalprotocol import RemovalProtocol, purge_lost, undone
-from tierstore.modelstore.names.removed import Removals
+from tierstore.modelstore.names.removalprotocol import (
+    Removal,
+    RemovalProtocol,
+    purge_lost,
+    undone,
+)
+from tierstore.modelstore.names.removed import PURGE, Removals
 from tierstore.modelstore.version import Version, version_of
 
 Keep: TypeAlias = Callable[[str, Callable[[], Iterable[Chain]], bool], None]
@@ -82,25 +90,20 @@ class Named:
             NotFound: A version is removed, or packs that it needs are gone.
             Conflict: A version was removed and brought back just now.
         """
+        try:
+            self.see(versions, is_settled)
+        except BaseException as error:
+            retold(error, taken_back(lambda why: take_back(undone(why)), error))
+
+    def see(self, versions: Iterable[Version], is_settled: bool = False) -> None:
+        """See that versions which an entry names are in force and stay, as ``look`` does.
+
+        Whoever calls it takes the entry back.
+        """
         if not self._home.reclaims:
             return
-        try:
-            for version in versions:
-                self._see(version, is_settled)
-        except BaseException as error:
-            done = self._taken_back(take_back, error)
-            if isinstance(error, TierstoreError):
-                raise type(error)(f"{error}. {done}") from error
-            error.add_note(done)
-            raise
-
-    @staticmethod
-    def _taken_back(take_back: Callable[[str], str], why: BaseException) -> str:
-        """Take an entry back; return in words what was done."""
-        try:
-            return take_back(undone(why))
-        except TierstoreError as error:
-            return f"Taking that back ended with: {error}"
+        for version in versions:
+            self._see(version, is_settled)
 
     def put_back(
         self, model: str, log: RefLog, new: RefEntry, before: RefTarget, action: Action, note: str
@@ -208,11 +211,45 @@ class Named:
         """Return whether versions were ever removed, as far as the logs were just read."""
         return any(one.number in self._removals.ever(one.model) for one in versions)
 
-    def remove_own(self, version: Version, note: str) -> bool:
+    def unpublish(self, version: Version, why: BaseException) -> str:
+        """Take back a version whose writer was refused by its look; return in words what was done.
+
+        What was refused because content was purged is removed for good: a window would keep that.
+        Where its own manifest is gone, nobody can read it, whoever names it.
+
+        Args:
+            version: The version, a release, too.
+            why: What the look ended with.
+        """
+        self._home.config = read_config(self._home.blobs)
+        if not reclaims(self._home.config):
+            return f"{version} is published all the same: nothing is removed from this store"
+        note, is_removed = undone(why), True
+        if not isinstance(why, Purged):
+            is_removed = self.remove_own(version, note)
+        elif why.digest == version.digest and not self._is_there(version):
+            purge_lost(self._home, version.model, version.number, note)
+        else:
+            is_removed = self.remove_own(version, note, PURGE)
+        if is_removed:
+            return f"{version} was published, and is removed again"
+        return f"{version} was published, and stays, as something needs it by now"
+
+    def _is_there(self, version: Version) -> bool:
+        """Return whether the manifest of a version is there."""
+        key = version_key(version.digest)
+        return key in self._home.blobs.get_many([key])
+
+    def remove_own(self, version: Version, note: str, action: Removal = "forget") -> bool:
         """Remove a version that its writer cannot promise to anybody, unless something needs it.
 
         What needs it was named since: whoever did that looks as well, and found it whole, or takes
         the name back. A reader's lease keeps what is left from being deleted, which is enough.
+
+        Args:
+            version: The version.
+            note: Why, for the log.
+            action: ``purge`` removes it for good.
 
         Returns:
             Whether it is removed.
@@ -223,7 +260,7 @@ class Named:
             return True
         try:
             if not self._is_needed(version):
-                self.protocol.forget(announced, note)
+                self.protocol.forget(announced, note, action)
                 return True
         except Conflict:  # somebody named it, or removed it
             return version.number in self._removals.of(version.model)
@@ -232,10 +269,6 @@ class Named:
             raise
         self.protocol.undo(announced, f"{version} is needed by now")
         return False
-
-    def purge(self, model: str, number: int, note: str) -> None:
-        """Remove a version for good, as what it needs was purged and is gone."""
-        purge_lost(self._home, model, number, note)
 
     def members(self, version: Version) -> list[Version]:
         """Return the versions that a release names; none for any other version."""

@@ -10,11 +10,12 @@ from itertools import islice
 from tierstore.arguments import as_whole
 from tierstore.errors import Conflict, InvalidName, NotFound, TierstoreError, UsageError
 from tierstore.format.keys import ALIASES, VARIANTS, VERSION_LOG
-from tierstore.format.reflog import RefEntry
+from tierstore.format.reflog import RefEntry, that_count
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import FULL, Digest, ModelRef, check_alias, check_name
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.refs import RefLog, RefTarget
+from tierstore.modelstore.home.settling import Publication
 from tierstore.modelstore.names.aliaslog import goes_back_to
 from tierstore.modelstore.names.members import members_of, refuse_release, variant_of, variants_of
 from tierstore.modelstore.names.named import Keep, Named
@@ -216,7 +217,7 @@ class Names:
         return [
             version_of(model, entry, variant=name)
             for name in self.home.variants(model)
-            for entry in self.home.log(model, VARIANTS + name).entries()
+            for entry in that_count(self.home.log(model, VARIANTS + name).entries())
             if entry.version not in removed
         ]
 
@@ -335,6 +336,15 @@ class Names:
             return 0, digest.hex, None
 
         return self.home.log(model).append("publish", target, message)
+
+    def publication(
+        self, model: str, message: str | None, after: int | None = None
+    ) -> Publication[RefEntry]:
+        """Return how a new version of a model is published; see ``publish``."""
+        return Publication(
+            lambda digest: self.publish(model, digest, message, after),
+            lambda entry, why: self.named.unpublish(version_of(model, entry), why),
+        )
 
     def _is_newest(self, model: str, number: int, last: RefEntry | None) -> bool:
         """Return whether all versions behind this one are removed; 0 stands before the first."""

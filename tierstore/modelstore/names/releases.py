@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from tierstore.arguments import as_list, as_message
 from tierstore.errors import InvalidName, UsageError
@@ -18,9 +17,10 @@ from tierstore.format.layout import seal_layout
 from tierstore.format.manifest import MAX_MEMBERS, RELEASE_KIND, Manifest, Member
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
-from tierstore.ids import check_alias, check_name
+from tierstore.ids import Digest, check_alias, check_name
 from tierstore.modelstore.home.leases import WriterLease
-from tierstore.modelstore.home.sealing import refuse_condemned, seal_fit
+from tierstore.modelstore.home.sealing import seal_fit
+from tierstore.modelstore.home.settling import Publication, Purged, publish
 from tierstore.modelstore.names.members import members_of
 from tierstore.modelstore.names.names import Names, check_case, refuse_mixed
 from tierstore.modelstore.version import RELEASED, Version, version_of
@@ -100,7 +100,7 @@ class Releases:
     def _publish(
         self, name: str, members: Mapping[str, Version], alias: str | None, message: str | None
     ) -> RefEntry:
-        def target(last: RefEntry | None) -> tuple[int, str, None]:
+        def target(last: RefEntry | None, digest: Digest) -> tuple[int, str, None]:
             refuse_mixed(name, last, release=True)
             return 0, digest.hex, None
 
@@ -109,36 +109,40 @@ class Releases:
         refuse_mixed(name, log.last(), release=True)
         if alias is not None:
             self._names.check_movable(name, check_alias(alias))
-        digest, sealed = seal_fit(
-            self._home,
-            Manifest(
-                kind=RELEASE_KIND,
-                chunk_size=self._home.config.chunk_size,
-                files=(),
-                members=tuple(
-                    Member(model=model, version=one.number, manifest=one.digest.raw)
-                    for model, one in members.items()
-                ),
-            ),
+        named = self._names.named
+        how: Publication[RefEntry] = Publication(
+            lambda digest: log.append(RELEASED, lambda last: target(last, digest), message),
+            lambda entry, why: named.unpublish(version_of(name, entry), why),
+            lambda entry: named.see(members.values()),
         )
         with WriterLease(self._home.blobs):
-            self._home.blobs.put(version_key(digest), sealed)
-            self._home.blobs.put(layout_key(digest), seal_layout(digest, [], {}))
-            entry = log.append(RELEASED, target, message)
-            release = version_of(name, entry)
-            if self._home.reclaims and self._home.condemned.among([digest.raw]):
-                purge = partial(self._names.named.purge, name, entry.seq)
-                refuse_condemned(self._home, digest, purge)
-            self._names.named.look(members.values(), lambda note: self._unmade(release, note))
+            entry = publish(how, lambda is_again: self._write(members, is_again), self._look)
         if alias is not None:
             self._names.point_to_new(name, check_alias(alias), entry, message)
         return entry
 
-    def _unmade(self, release: Version, note: str) -> str:
-        """Remove a release that was just made of versions which cannot be named."""
-        if self._names.named.remove_own(release, note):
-            return f"{release} was made of it, and is removed as well"
-        return f"{release} was made of it, and stays, as something needs it by now"
+    def _write(self, members: Mapping[str, Version], is_again: bool) -> Digest:
+        """Write the manifest of a release, and return its digest."""
+        home = self._home
+        named = [
+            Member(model=model, version=one.number, manifest=one.digest.raw)
+            for model, one in members.items()
+        ]
+        manifest = Manifest(
+            kind=RELEASE_KIND,
+            chunk_size=home.config.chunk_size,
+            files=(),
+            members=tuple(named),
+        )
+        digest, sealed = seal_fit(home, manifest, is_again)
+        home.blobs.put(version_key(digest), sealed)
+        home.blobs.put(layout_key(digest), seal_layout(digest, [], {}))
+        return digest
+
+    def _look(self, digest: Digest) -> None:
+        """Raise ``Purged`` when the manifest of a release that is there was condemned."""
+        if self._home.reclaims and self._home.condemned.among([digest.raw]):
+            raise Purged(digest)
 
     def get(self, ref: str | Version) -> Release:
         """Return the release that a reference such as ``search@prod`` points to on this node now.

@@ -19,6 +19,7 @@ from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import find_chain, fold_of
 from tierstore.modelstore.home.confirm import unfit_packs
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.settling import Publication
 from tierstore.modelstore.loading.opener import Opener, VerifiedOpened
 from tierstore.modelstore.saving.base_selection import BaseSelection
 from tierstore.modelstore.saving.healing import Healing
@@ -115,8 +116,13 @@ def fold_version(
     base = saving.as_base(version)
     with saving.begin(BaseSelection(files, lambda _: base), progress=progress) as writer:
         writer.limit(most_bytes)
-        full = writer.write(files)
-        _name(home, version.digest, full)
+        full = writer.publish(
+            Publication(
+                lambda full: _name(home, version.digest, full),
+                lambda full, why: f"{version} is read by its patches as before",
+            ),
+            files,
+        )
     return Folded(version, count, full, writer.stats())
 
 
@@ -131,7 +137,11 @@ def _is_lost(home: Home, full: Digest) -> bool:
     return bool(healing.uncovered(healing.lost_in(table, table.digests), table))
 
 
-def _name(home: Home, patch: Digest, full: Digest) -> None:
+def _name(home: Home, patch: Digest, full: Digest) -> Digest:
+    """Let a fold name a full manifest, and return that.
+
+    A fold is never taken back: where it cannot be read, what lies below is.
+    """
     key = fold_key(patch)
     data = seal_body(Kind.FOLD, Fold(patch=patch.hex, full=full.hex))
     try:
@@ -141,9 +151,10 @@ def _name(home: Home, patch: Digest, full: Digest) -> None:
     except BackendError:  # the answer may be lost, not the write: any fold of it says the same
         if fold_of(home, patch) is None:
             raise
-        return
+        return full
     if created:
-        return
+        return full
     named = fold_of(home, patch)
     if named is None or (named != full and home.condemned.among([named.raw])):
         home.blobs.put(key, data)  # the one that is there is damaged, or leads to what was purged
+    return full

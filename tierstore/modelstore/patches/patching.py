@@ -8,9 +8,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from tierstore.arguments import wrong
@@ -26,6 +25,7 @@ from tierstore.modelstore.home.chain import Chain, patch_manifests, readable_cha
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.readerlease import Hold
 from tierstore.modelstore.home.relayout import tables_of
+from tierstore.modelstore.home.settling import Publication
 from tierstore.modelstore.loading.model import stats_of
 from tierstore.modelstore.loading.opener import Opener
 from tierstore.modelstore.loading.stored import StoredTensor, entry_bytes
@@ -135,11 +135,9 @@ def publish_patch(
     saving: Saving,
     below: Below,
     encoded: EncodedPatch,
-    append: Callable[[Digest], RefEntry],
-    look_below: Callable[[RefEntry], None],
-    take_back: Callable[[RefEntry, str], None],
+    how: Publication[RefEntry],
 ) -> tuple[RefEntry, SaveStats]:
-    """Store a patch and publish it by the entry that ``append`` writes.
+    """Store a patch and publish it.
 
     Its cost depends on what changes only, so the dedup index is left alone.
 
@@ -147,9 +145,7 @@ def publish_patch(
         saving: Saves to the store.
         below: What the patch lies on.
         encoded: The patch.
-        append: Publishes a manifest, and returns the entry.
-        look_below: Called with that entry: sees to it that what the patch lies on stays.
-        take_back: Called with that entry and the reason: removes the patch for good.
+        how: How it is published.
     """
     chunk_size = below.full.chunk_size
     chain = [below.chain.start, *below.chain.patches]
@@ -157,10 +153,7 @@ def publish_patch(
         chain=b"".join(digest.raw for digest in chain), touched=_touched(encoded, chunk_size)
     )
     with saving.begin(indexed=False, chunk_size=chunk_size) as writer:
-        entry = append(writer.write([_PatchFile(encoded)], patch=info))
-        writer.take_back = partial(take_back, entry)
-        writer.below = frozenset(digest.raw for digest in below.chain.needed)
-        look_below(entry)
+        entry = writer.publish(how, [_PatchFile(encoded)], patch=info)
     return entry, writer.stats()
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from tierstore.arguments import as_message, as_whole
-from tierstore.errors import Conflict, NotFound, TierstoreError, UsageError
+from tierstore.errors import Conflict, NotFound, UsageError
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import ModelRef, check_alias
@@ -15,7 +16,6 @@ from tierstore.modelstore.home.readerlease import ReaderLease
 from tierstore.modelstore.loading.opener import Opened, Opener
 from tierstore.modelstore.names.members import refuse_release
 from tierstore.modelstore.names.names import Names
-from tierstore.modelstore.names.removalprotocol import undone
 from tierstore.modelstore.patches.fold import Folded, fold_version
 from tierstore.modelstore.patches.patches import Patch
 from tierstore.modelstore.patches.patching import (
@@ -72,14 +72,12 @@ class Patching:
             below = self._with_room(base, below, fold)
 
         newest = base.number if parsed == ModelRef(base.model) else None
-        entry, stats = publish_patch(
-            self._saving,
-            below,
-            encoded,
-            lambda digest: self._names.publish(base.model, digest, message, newest),
-            lambda entry: self._look_below(base, below, entry),
-            lambda entry, why: self._names.named.purge(base.model, entry.seq, why),
+        how = replace(
+            self._names.publication(base.model, message, newest),
+            look=lambda entry: self._look_below(base, below, entry),
+            below=frozenset(digest.raw for digest in below.chain.needed),
         )
+        entry, stats = publish_patch(self._saving, below, encoded, how)
         version = version_of(base.model, entry, stats)
         if alias is not None:
             self._names.point_to_new(base.model, check_alias(alias), entry, message, was)
@@ -88,27 +86,15 @@ class Patching:
         return version
 
     def _look_below(self, base: Version, below: Below, entry: RefEntry) -> None:
-        """See to it that all stays which a published patch lies on, or remove the patch again.
+        """See to it that all stays which a published patch lies on.
 
-        Its base may have been removed and collected since it was looked up.
+        It may have been removed and collected since it was looked up.
         """
-        named, patch = self._names.named, version_of(base.model, entry)
+        patch = version_of(base.model, entry)
         try:
-            named.look_below(base, str(patch), below.chain)
+            self._names.named.look_below(base, str(patch), below.chain)
         except NotFound as error:
-            is_removed = named.remove_own(patch, undone(error))
-            done = "is removed again" if is_removed else "stays, as something needs it by now"
-            raise NotFound(
-                f"{error}. {patch}, the patch on it, was published and {done}: patch another "
-                "version, or save the whole model"
-            ) from error
-        except BaseException as error:
-            unsure = f"{patch} is published, but it is unknown whether {base}, on which it lies, "
-            act = f"load it, and 'tierstore rm {patch}' if that fails"
-            if isinstance(error, TierstoreError):
-                raise type(error)(f"{unsure}will stay: {error}; {act}") from error
-            error.add_note(f"{unsure}will stay: {act}")
-            raise
+            raise NotFound(f"{error}. Patch another version, or save the whole model") from error
 
     def _with_room(self, base: Version, below: Below, fold: bool) -> Below:
         if not fold:

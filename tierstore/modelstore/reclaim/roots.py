@@ -43,7 +43,7 @@ from tierstore.blobs.base import BlobStore
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.format.keys import ALIASES, REMOVED_LOG, VARIANTS, VERSION_LOG
 from tierstore.format.manifest import Member
-from tierstore.format.reflog import RefEntry
+from tierstore.format.reflog import RefEntry, that_count
 from tierstore.ids import Digest
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import standing
@@ -178,7 +178,7 @@ class Roots:
     @staticmethod
     def _versions(log: Log, now: _Now, found: Found) -> None:
         variant = log.name.removeprefix(VARIANTS) if log.name.startswith(VARIANTS) else ""
-        for entry in log.entries:
+        for entry in that_count(reversed(log.entries)) if variant else log.entries:
             if entry.version is None or entry.manifest is None:
                 continue
             digest = Digest.from_hex(entry.manifest)
@@ -210,7 +210,7 @@ class Roots:
                     chosen[title, version] = part
         for log in logs:
             if log.name.startswith(VARIANTS):
-                for entry in log.entries:
+                for entry in that_count(reversed(log.entries)):
                     staying = chosen.get((log.title, entry.version or 0))
                     if staying is not None and entry.manifest is not None:
                         yield staying.of(bytes.fromhex(entry.manifest), staying.ref)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,6 +26,18 @@ class SourceChunk:
     dtype: str
     tensor: str = ""
     begin: int = 0
+
+
+def chunks_of(file: SourceFile, chunk_size: int) -> Iterator[SourceChunk]:
+    """Yield the chunks of a file in order, each of ``chunk_size`` bytes at most."""
+    spans = [(0, file.size, "", "")]
+    if file.header:
+        start = file.data_start
+        spans = [(start + t.begin, start + t.end, t.dtype, t.name) for t in file.header.tensors]
+    for begin, end, dtype, name in spans:
+        for at in range(begin, end, chunk_size):
+            length = min(chunk_size, end - at)
+            yield SourceChunk(file, at, length, dtype, name, at - begin)
 
 
 @dataclass(slots=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 
-from tierstore.errors import OutOfSpace, TierstoreError
+from tierstore.errors import OutOfSpace
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
 from tierstore.modelstore.home.condemned import GRACE_S, Glance
@@ -69,10 +69,9 @@ class Saving:
     ) -> Iterator[Writer]:
         """Yield a writer; garbage collection leaves its packs alone until the block ends.
 
-        The block calls ``write`` and then appends the ref entry that makes the version exist; its
-        sources stay open until after it. When it ends without an error, the new chunks are
-        published to later saves. When it ends with one, so are those that were stored, and a note
-        on the error says so.
+        The block calls ``publish``; its sources stay open until after it. When it ends without an
+        error, the new chunks are published to later saves. When it ends with one, so are those
+        that were stored, and a note on the error says so.
 
         Args:
             selection: The base selection for new chunks; ``None`` stores them standalone.
@@ -109,13 +108,7 @@ class Saving:
             )
             try:
                 with closing(writer):
-                    try:
-                        yield writer
-                    except TierstoreError:  # the entry may be there all the same
-                        with suppress(TierstoreError):
-                            writer.settle()
-                        raise
-                    writer.settle()
+                    yield writer
             except BaseException as error:
                 if note := self._kept(writer.keep(), error):
                     error.add_note(note)

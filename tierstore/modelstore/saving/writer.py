@@ -18,6 +18,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 from tierstore.codecs import native_info
 from tierstore.deferred import import_numpy
@@ -43,18 +45,26 @@ from tierstore.modelstore.home.confirm import lost_since, unfit_packs
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.home.leases import WriterLease
-from tierstore.modelstore.home.sealing import refuse_condemned, seal_fit
+from tierstore.modelstore.home.sealing import seal_fit
+from tierstore.modelstore.home.settling import Publication, Purged, publish
 from tierstore.modelstore.saving.base_selection import BaseSelection
 from tierstore.modelstore.saving.delta import LEAST_CHUNK_BYTES
 from tierstore.modelstore.saving.framing import BufferPool, ChunkBase, Frame, Framing, encoders
 from tierstore.modelstore.saving.healing import Healing
 from tierstore.modelstore.saving.packer import Packer
-from tierstore.modelstore.saving.savestate import EncodedBatch, HashedChunk, SaveState, SourceChunk
+from tierstore.modelstore.saving.savestate import (
+    EncodedBatch,
+    HashedChunk,
+    SaveState,
+    SourceChunk,
+    chunks_of,
+)
 from tierstore.modelstore.saving.segments import Kept, SaveSegments
 from tierstore.modelstore.saving.source import ReusedChunks, SourceFile
 from tierstore.modelstore.version import SaveStats
 from tierstore.progress import Progress
 
+_T = TypeVar("_T")
 _log = logging.getLogger("tierstore.writer")
 _ROUNDS = 5
 
@@ -73,11 +83,6 @@ class Writer:
         indexed: Whether later saves are told of the chunks that this one stores.
         selection: The base selection for new chunks; ``None`` stores them standalone.
         progress: Told after every batch of chunks.
-
-    Attributes:
-        take_back: Removes the version again, as nobody can read it; told why. Whoever appends a ref
-            entry SHOULD set it: else the next collection does so.
-        below: The digests of the manifests that a patch lies on, but for those of folds.
     """
 
     def __init__(
@@ -99,9 +104,8 @@ class Writer:
         self._chunk_size, self._progress = chunk_size, progress
         self._state = SaveState(unfit=set(marked), alone=set().union(*marked.values()))
         self._healing = Healing(home, self._state.unfit)
-        self._named, self.below = set[bytes](), frozenset[bytes]()
+        self._named = set[bytes]()
         self._digest: Digest | None = None
-        self.take_back: Callable[[str], object] = lambda why: None
         self._selection = selection
         threads = min(threads, encoders(chunk_size, deltas=selection is not None))
         self._depth = 2 * threads + 2
@@ -115,25 +119,40 @@ class Writer:
         self._meta_bytes = self._objects = 0
 
     def limit(self, most_bytes: float) -> None:
-        """Let ``write`` fail with ``OutOfSpace`` before its packs take more than so many bytes."""
+        """Let ``publish`` fail with ``OutOfSpace`` before its packs take more bytes than that."""
         self._packer.most_bytes = most_bytes
 
-    def write(
+    def publish(
         self,
+        what: Publication[_T],
         files: Sequence[SourceFile],
         lineage: Sequence[LineageEntry] = (),
         patch: PatchInfo | None = None,
-    ) -> Digest:
-        """Store the content of ``files``; the version exists once its digest is in a ref log.
+    ) -> _T:
+        """Store the content of ``files``, and publish it; see ``settling.publish``.
 
         Args:
-            files: Open sources, which the caller closes once the version is settled.
+            what: How it is published.
+            files: Open sources, which the caller closes after it.
             lineage: What the content was made from.
             patch: For a patch version: what its only file changes, and of which version.
 
         Returns:
-            The digest of the manifest, which is durable with all that it needs.
+            What ``what.append`` has returned.
+
+        Raises:
+            BackendError: Packs keep being condemned or deleted.
+            Conflict: What a patch lies on was purged meanwhile.
+            Damaged: It is unknown what is condemned.
         """
+        entries = self._store(files)
+        manifest = Manifest(chunk_size=self._chunk_size, files=entries, lineage=tuple(lineage))
+        if patch is not None:
+            manifest = patch_manifest(entries[0], patch, self._chunk_size)
+        return publish(what, partial(self._write, manifest), partial(self._look, what.below))
+
+    def _store(self, files: Sequence[SourceFile]) -> tuple[FileEntry, ...]:
+        """Store the chunks of files that the store lacks, and return what manifests say of them."""
         check_tree([file.path for file in files])  # before anything is stored
         self._total = sum(file.size for file in files)
         for reused in [file.reused for file in files if file.reused is not None]:
@@ -142,13 +161,14 @@ class Writer:
             self._reuse([*reused.places, *reused.bases])
         entries = tuple(map(self._write_file, files))
         self._packer.finish()
-        digest, sealed = seal_fit(
-            self._home,
-            Manifest(chunk_size=self._chunk_size, files=entries, lineage=tuple(lineage))
-            if patch is None
-            else patch_manifest(entries[0], patch, self._chunk_size),
-        )
-        self._create(version_key(digest), sealed)
+        return entries
+
+    def _write(self, manifest: Manifest, is_again: bool) -> Digest:
+        """Write a manifest, and what leads to its chunks; return its digest, which is its name."""
+        digest, sealed = seal_fit(self._home, manifest, is_again)
+        # an equal object may be there already: a manifest is its content
+        self._home.blobs.put(version_key(digest), sealed)
+        self._wrote(sealed, ())
         self._publish(digest)
         self._digest = digest
         return digest
@@ -163,7 +183,7 @@ class Writer:
             return self._reuse_file(file, file.reused)
         sha = hashlib.sha256(file.header.raw if file.header else b"")
         self._headers += file.data_start
-        digests = self._encode_all(self._chunks_of(file), sha.update)
+        digests = self._encode_all(chunks_of(file, self._chunk_size), sha.update)
         file.finish()
         if file.sha256 is not None and file.sha256 != sha.digest():
             raise SourceChanged(
@@ -198,23 +218,13 @@ class Writer:
 
     def _reuse_file(self, file: SourceFile, reused: ReusedChunks) -> FileEntry:
         """Take over a stored file; it is read only if its packs turn out to be gone."""
-        for (place, _), chunk in zip(reused.places, self._chunks_of(file), strict=True):
+        for (place, _), chunk in zip(reused.places, chunks_of(file, self._chunk_size), strict=True):
             self._state.order.setdefault(place.digest)
             self._state.sources.setdefault(place.digest, chunk)
             self._done += chunk.plain_bytes
             self._chunks += 1
         self._headers += file.data_start
         return reused.entry
-
-    def _chunks_of(self, file: SourceFile) -> Iterator[SourceChunk]:
-        spans = [(0, file.size, "", "")]
-        if file.header:
-            start = file.data_start
-            spans = [(start + t.begin, start + t.end, t.dtype, t.name) for t in file.header.tensors]
-        for begin, end, dtype, name in spans:
-            for at in range(begin, end, self._chunk_size):
-                length = min(self._chunk_size, end - at)
-                yield SourceChunk(file, at, length, dtype, name, at - begin)
 
     def _encode_all(
         self, chunks: Iterator[SourceChunk], on_read: Callable[[memoryview], None]
@@ -415,7 +425,7 @@ class Writer:
     def _left(self) -> str:
         if self._digest is None:
             return "nothing was published"
-        return f"the version b3:{self._digest.hex} is published, but parts of it may be missing"
+        return f"b3:{self._digest.hex} was published, and parts of it may be missing"
 
     def _confirm(self) -> None:
         """Confirm the packs that are relied on; what lies in unfit ones is stored again."""
@@ -499,35 +509,23 @@ class Writer:
         self._packer.hold(held)
         self._lease.keep()
 
-    def settle(self) -> None:
+    def _look(self, below: Set[bytes], digest: Digest) -> None:
         """Make sure that what was published relies on no pack that goes; store anew what does.
 
         Called once the version is published, while its sources are still open. A collector looks
         at the versions after it has condemned packs: one of both sees the other.
-
-        Raises:
-            BackendError: Packs keep being condemned or deleted.
-            Conflict: Exactly this content was purged meanwhile.
-            Damaged: It is unknown what is condemned.
         """
-        if self._digest is None:
-            return
+        manifests = {digest.raw, *below}
         for _ in range(_ROUNDS):
             relied_on = (self._named | self._healing.leads_to) - self._state.unfit
-            manifests = {self._digest.raw, *self.below}
             if not (lost := lost_since(self._home, relied_on, self._since_s, manifests)):
                 return
-            for digest in manifests & lost:
-                refuse_condemned(self._home, Digest(digest), self.take_back)
+            # what it lies on first: with another name of its own it would be refused again
+            for one in sorted(manifests & lost, key=lambda raw: raw == digest.raw):
+                raise Purged(Digest(one))
             self._store_again(lost)
-            self._publish(self._digest)
+            self._publish(digest)
         raise BackendError(self._vanishing())
-
-    def _create(self, key: str, data: bytes) -> None:
-        # an equal object may be there already: a manifest is its content
-        self._home.blobs.put(key, data)
-        self._meta_bytes += len(data)
-        self._objects += 1
 
     def publish_index(self) -> None:
         """Publish the new chunks to later saves; called once the version is published."""

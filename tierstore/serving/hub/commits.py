@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from tierstore.format.manifest import FileEntry
 from tierstore.format.paths import check_new_path, check_path
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
+from tierstore.modelstore.home.settling import Publication
 from tierstore.modelstore.loading.opener import VerifiedOpened
-from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.saving.reused_file import reused_file
 from tierstore.modelstore.saving.source import (
     SUFFIX,
@@ -166,8 +165,7 @@ class Committer:
                 was not uploaded.
             Conflict: The name is that of a release, or differs from another model's only by case.
         """
-        names = Names(self._store._parts.home, self._store.node, {})
-        names.check_new(repo.name, None)
+        self._store._names.check_new(repo.name, None)
         for _ in range(8):
             parent = repo.head(branch)
             if asked.parent is not None and not _is_at(parent, asked.parent):
@@ -176,7 +174,7 @@ class Committer:
                 )
             uploads = self._uploads(repo.name, asked)
             try:
-                return self._publish(names, repo, branch, parent, asked)
+                return self._publish(repo, branch, parent, asked)
             except Conflict as error:
                 if asked.parent is not None:
                     raise HubError(412, f"{branch} moved meanwhile: {error}") from None
@@ -205,13 +203,12 @@ class Committer:
 
     def _publish(
         self,
-        names: Names,
         repo: WritableRepo,
         branch: str,
         parent: Version | None,
         asked: CommitRequest,
     ) -> Version:
-        model, who = repo.name, repo.caller.name
+        model, who, names = repo.name, repo.caller.name, self._store._names
         before = None if parent is None else self._whole(parent)
         files = sorted(self._files(repo, before, asked), key=lambda file: file.path)
         if not files:
@@ -229,12 +226,16 @@ class Committer:
                 names.check_movable(model, branch, was)
             return names.publish(model, digest, message, newest.seq if newest else 0)
 
+        def take_back(entry: RefEntry, why: BaseException) -> str:
+            version = version_of(model, entry)
+            if entry.seq == was:
+                return f"{version} stays: nothing was published"
+            return names.named.unpublish(version, why)
+
         try:
             saving = self._store._parts.saving
             with saving.begin(saving.select_base(files, "auto", model)) as writer:
-                entry = append(writer.write(files))
-                if was != entry.seq:
-                    writer.take_back = partial(names.named.purge, model, entry.seq)
+                entry = writer.publish(Publication(append, take_back), files)
         finally:
             for file in files:
                 file.close()

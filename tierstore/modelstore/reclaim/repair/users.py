@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.format.keys import VARIANTS, VERSION_LOG, entry_key, ref_prefix, seq_of
-from tierstore.format.reflog import RefEntry, parse_entry
+from tierstore.format.reflog import RefEntry, parse_entry, that_count
 from tierstore.ids import Digest
 from tierstore.modelstore.care.check_patches import named_below, needed_below
 from tierstore.modelstore.home.ahead import ahead
@@ -93,7 +93,8 @@ class UserReader:
                 removed, expired = set(removals.of(model)), removals.expired(model)
             for name in [VERSION_LOG, *(VARIANTS + one for one in self._home.variants(model))]:
                 suffix = f"+{name.removeprefix(VARIANTS)}" if name != VERSION_LOG else ""
-                for entry in readable_entries(self._home, model, name, self._entries):
+                entries = list(readable_entries(self._home, model, name, self._entries))
+                for entry in that_count(reversed(entries)) if suffix else entries:
                     if entry.manifest is None or entry.version in expired:
                         continue
                     full = f"{model}@{entry.version}{suffix}"

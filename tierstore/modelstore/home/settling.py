@@ -1,0 +1,116 @@
+"""Publishing: an entry that names a manifest, and the look behind it (format/SPEC.md 11, step 7).
+
+Versions, patches, variants, folds and releases are published here. Nobody is promised what is
+refused by its look, so its writer takes the entry back, whatever the look ended with. A manifest
+whose name was condemned is refused, too, and then published under another name: whoever looked at
+what is condemned before each manifest would make one request more for every patch there is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, NoReturn, TypeVar
+
+from tierstore.errors import Conflict, TierstoreError
+from tierstore.ids import Digest
+
+_T = TypeVar("_T")
+_ROUNDS = 5
+_log = logging.getLogger("tierstore.writer")
+
+
+class Purged(Conflict):
+    """A manifest that something published needs was purged.
+
+    Args:
+        digest: The digest of that manifest.
+    """
+
+    def __init__(self, digest: Digest) -> None:
+        super().__init__(f"exactly the content b3:{digest.hex} was purged meanwhile")
+        self.digest = digest
+
+
+def _nothing(entry: object) -> None:
+    """Look at nothing more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publication(Generic[_T]):
+    """How something is published.
+
+    Attributes:
+        append: Writes the entry that names a manifest, and returns it.
+        take_back: Takes that entry back; called with it and with why, returns in words what was
+            done.
+        look: Looks at what else must stay for it, and raises if that does not.
+        below: The digests of the manifests that it lies on, but for those of folds.
+    """
+
+    append: Callable[[Digest], _T]
+    take_back: Callable[[_T, BaseException], str]
+    look: Callable[[_T], None] = _nothing
+    below: frozenset[bytes] = frozenset()
+
+
+def publish(
+    what: Publication[_T], write: Callable[[bool], Digest], look: Callable[[Digest], None]
+) -> _T:
+    """Publish a manifest, and return its entry once nothing that it needs can go any more.
+
+    Args:
+        what: How it is published.
+        write: Writes the manifest with all that it needs, and returns its digest; called with
+            whether it needs another name than before.
+        look: Looks at what is condemned once the entry is there; raises ``Purged`` for a manifest.
+
+    Raises:
+        TierstoreError: What the look ended with; the message says what became of the entry.
+        Conflict: What it lies on was purged, or its own content each time that it was published.
+    """
+    for left in reversed(range(_ROUNDS)):
+        digest = write(left < _ROUNDS - 1)
+        try:
+            entry = what.append(digest)
+        except TierstoreError:  # it may be there all the same
+            with suppress(TierstoreError):
+                look(digest)
+            raise
+        try:
+            what.look(entry)
+            look(digest)
+            return entry
+        except Purged as error:
+            if error.digest != digest or not left:
+                _refuse(error, what, entry)
+            done = taken_back(partial(what.take_back, entry), error)
+            _log.warning("%s. %s, and published under another name", error, done)
+        except BaseException as error:
+            _refuse(error, what, entry)
+    raise AssertionError("the last round returns or raises")
+
+
+def _refuse(error: BaseException, what: Publication[_T], entry: _T) -> NoReturn:
+    """Take an entry back, and raise what its look ended with, which then says what was done."""
+    retold(error, taken_back(partial(what.take_back, entry), error))
+
+
+def taken_back(take_back: Callable[[BaseException], str], why: BaseException) -> str:
+    """Take an entry back; return in words what was done, or why it could not be."""
+    try:
+        return take_back(why)
+    except TierstoreError as error:
+        return f"Taking that back ended with: {error}"
+
+
+def retold(error: BaseException, done: str) -> NoReturn:
+    """Raise an error again that says what was done about it."""
+    if isinstance(error, TierstoreError):
+        kind = Conflict if isinstance(error, Purged) else type(error)
+        raise kind(f"{error}. {done}") from error
+    error.add_note(done)
+    raise error
