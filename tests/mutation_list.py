@@ -4612,7 +4612,7 @@ _REMOVAL = (
         "release-that-keeps-what-goes-with-it",
         "docs/how-to/deleting.md: A release and its members can be given together.",
         "modelstore/reclaim/holders.py",
-        " and (name, entry.seq) not in going\n",
+        " and (name, number) not in going\n",
         "\n",
         (
             "integration/test_removal_looks.py::"
@@ -5583,6 +5583,22 @@ _COLLECTOR = (
             "test_what_is_damaged_of_a_removed_version_is_told_by_the_clock_of_home",
             "integration/test_damaged_retention.py::test_a_leap_ends_no_window_for_who_looks_at_it",
         ),
+    ),
+    Mutation(
+        "outlook-that-takes-patches-for-others",
+        "modelstore.reclaim.listedholders: what rules will remove is what they remove then.",
+        "modelstore/reclaim/listedholders.py",
+        "kept[info.key] == _PATCH",
+        "kept[info.key] != _PATCH",
+        ("integration/test_outlooks.py::test_it_is_what_would_be_removed",),
+    ),
+    Mutation(
+        "outlook-of-what-is-removed",
+        "modelstore.reclaim.listedholders: what rules will remove is what they remove then.",
+        "modelstore/reclaim/listedholders.py",
+        "range(top, 0, -1) if number not in removed]",
+        "range(top, 0, -1)]",
+        ("integration/test_outlooks.py::test_it_is_what_would_be_removed",),
     ),
     Mutation(
         "window-that-cannot-be-read-is-over",

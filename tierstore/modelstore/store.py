@@ -650,7 +650,8 @@ class Store:
         """Retention: for how long removals can be undone, and by which rules agents remove."""
         from tierstore.modelstore.reclaim.retention import Retentions
 
-        return self._once("retention", lambda: Retentions(self._names))
+        cache = self.reclaim._cache_path
+        return self._once("retention", lambda: Retentions(self._names, cache))
 
     @property
     def reclaim(self) -> Reclaim:

@@ -160,15 +160,15 @@ class Home:
 
     def models(self) -> list[str]:
         """Return the names of all models, sorted; folders that are no model's are skipped."""
-        return sorted(_names(self.blobs.list_folders(keys.REFS)))
+        return sorted(names_in(self.blobs.list_folders(keys.REFS)))
 
     def aliases(self, model: str) -> list[str]:
         """Return the names of all aliases of a model, removed ones included, sorted."""
-        return sorted(_names(self.blobs.list_folders(keys.model_prefix(model) + keys.ALIASES)))
+        return sorted(names_in(self.blobs.list_folders(keys.model_prefix(model) + keys.ALIASES)))
 
     def variants(self, model: str) -> list[str]:
         """Return the names of all variants that versions of a model have, sorted."""
-        return sorted(_names(self.blobs.list_folders(keys.model_prefix(model) + keys.VARIANTS)))
+        return sorted(names_in(self.blobs.list_folders(keys.model_prefix(model) + keys.VARIANTS)))
 
     def manifest(self, digest: Digest) -> Manifest:
         """Return the manifest with this digest, verified."""
@@ -222,7 +222,8 @@ def _named(digest: Digest) -> str:
     return f"manifest {keys.version_key(digest)}"
 
 
-def _names(segments: Iterable[str]) -> Iterator[str]:
+def names_in(segments: Iterable[str]) -> Iterator[str]:
+    """Yield the names that segments of keys stand for; segments that are none are skipped."""
     for text in segments:
         with suppress(UnicodeDecodeError, InvalidName):
             name = keys.unsegment(text)

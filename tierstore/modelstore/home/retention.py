@@ -139,16 +139,11 @@ class SetRetentions:
         return self._listed
 
     def stored(self, model: str | None) -> Retention | None:
-        """Return what is stored for a model, or with ``None`` for the store.
-
-        That of the store and of the last model is kept, so that any number of models can be asked.
-        """
+        """Return what is stored for a model, or with ``None`` for the store; read once."""
         if self.info(model) is None:
             return None
         if model not in self._read:
-            found = stored_retention(self._blobs, model)
-            self._read = {name: one for name, one in self._read.items() if name is None}
-            self._read[model] = found
+            self._read[model] = stored_retention(self._blobs, model)
         return self._read[model]
 
 

@@ -14,7 +14,7 @@ from tierstore.ids import check_name
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.reclaim.feature import check_enabled
 from tierstore.modelstore.reclaim.holders import Content, Holders
-from tierstore.modelstore.reclaim.removal import Plan, Removing, numbers_in_force
+from tierstore.modelstore.reclaim.removal import Plan, Removing
 from tierstore.modelstore.reclaim.rules import Candidate, kept_by
 from tierstore.modelstore.version import Version, version_of, when
 
@@ -146,10 +146,10 @@ class Forgetting:
             holders: What finds who names them, where several models are looked at.
         """
         model = check_name("model", model)
-        self._names.newest(model)  # says when there is none
         holders = holders or Holders(self._names)
-        contents = holders.contents(model, numbers_in_force(self._names, model)[0])
+        contents = holders.contents(model, holders.in_force(model)[0])
         if not contents:
+            self._names.newest(model)  # says when all of it is removed
             raise NotFound(f"there is no model {model!r}; 'tierstore ls' lists them")
         return Found(model, contents, self._kept(holders, model, rules, contents), holders)
 
@@ -168,12 +168,13 @@ class Forgetting:
         for alias, last in aliases.items():
             if last.version is not None:
                 names.setdefault(last.version, []).append(alias)
+        patches = holders.patches(contents)
         candidates = [
             Candidate(
                 number,
                 when(one.entry),
                 (*names.get(number, ()), one.entry.message),
-                holders.is_patch(one),
+                number in patches,
             )
             for number, one in contents.items()
         ]

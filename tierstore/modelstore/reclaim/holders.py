@@ -63,6 +63,7 @@ class Holders:
         self._members: dict[str, tuple[Member, ...]] = {}
         self._entries: dict[tuple[str, str, int], RefEntry] = {}
         self._below: dict[str, list[str]] = {}
+        self._is_patch: dict[str, bool] = {}
 
     def now_s(self) -> float:
         """Return the time by which names and pins end: see ``certain_now_s``; asked once."""
@@ -74,15 +75,37 @@ class Holders:
         """Return the contents of these versions of a model, by number."""
         entries = {one.seq: one for one in self._read(model, VERSION_LOG, list(numbers))}
         digests = {number: {entry.manifest or ""} for number, entry in entries.items()}
-        for variant in self._home.variants(model):
+        for variant in self._folders(model, VARIANTS):
             name = VARIANTS + variant
-            last = self._home.log(model, name).last()
+            last = self._last(model, name)
             for entry in self._read(model, name, range(1, last.seq + 1 if last else 1)):
                 if entry.version in digests and entry.manifest:
                     digests[entry.version].add(entry.manifest)
         return {
             number: Content(entry, frozenset(digests[number])) for number, entry in entries.items()
         }
+
+    def in_force(self, model: str) -> tuple[list[int], set[int]]:
+        """Return the versions of a model that are not removed; see ``numbers_in_force``."""
+        return numbers_in_force(self._names, model)
+
+    def removals(self, model: str) -> list[RefEntry]:
+        """Return the log of removals of a model, newest first."""
+        return self._names.removals.entries(model)
+
+    def _folders(self, model: str, folder: str) -> list[str]:
+        """Return the names of a model's aliases or variants, sorted."""
+        return self._home.aliases(model) if folder == ALIASES else self._home.variants(model)
+
+    def _last(self, model: str, name: str) -> RefEntry | None:
+        return self._home.log(model, name).last()
+
+    def _older(self, model: str, name: str, last: RefEntry) -> Iterable[RefEntry]:
+        """Yield the entries of a log before one, newest first, as far as they are asked for."""
+        return self._home.log(model, name).numbered(range(last.seq - 1, 0, -1))
+
+    def _alias_history_s(self, model: str) -> int:
+        return read_set(self._home.blobs, model).alias_history_s()
 
     def _read(self, model: str, name: str, numbers: Sequence[int]) -> list[RefEntry]:
         new = [number for number in numbers if (model, name, number) not in self._entries]
@@ -92,9 +115,7 @@ class Holders:
 
     def aliases(self, model: str) -> dict[str, RefEntry]:
         """Return the newest entry of each alias of a model, as it is now."""
-        found = {
-            one: self._home.log(model, ALIASES + one).last() for one in self._home.aliases(model)
-        }
+        found = {one: self._last(model, ALIASES + one) for one in self._folders(model, ALIASES)}
         return {alias: last for alias, last in found.items() if last is not None}
 
     def named(
@@ -137,11 +158,11 @@ class Holders:
         """
         found: Reasons = {}
         now_us = self.now_s() * 1e6
-        history_s = read_set(self._home.blobs, model).alias_history_s()
+        history_s = self._alias_history_s(model)
         since_us = now_us - history_s * 1e6
         lately = f"in the last {duration_text(timedelta(seconds=history_s))}"
         for alias, last in aliases.items():
-            older = self._home.log(model, ALIASES + alias).numbered(range(last.seq - 1, 0, -1))
+            older = self._older(model, ALIASES + alias, last)
             newest = newest_since(chain([last], older), since_us)
             before = self._back(model, ALIASES + alias, newest)
             if before is not None and before.version is not None:
@@ -156,23 +177,27 @@ class Holders:
         return goes_back_to(newest[-1], lambda seq: self._read(model, name, [seq])[0])
 
     def _releases(self, model: str, going: Set[tuple[str, int]]) -> list[tuple[int, str]]:
-        names = self._names.removals.may_be_releases(self._home.models())
-        every = parallel(lambda name: self._naming(name, model, going), names)
-        return [one for found in every for one in found]
+        """Return which versions of a model releases have, and which release, but for some."""
+        return [
+            (member.version, f"release {name}@{number}")
+            for name, number, member in self._released()
+            if member.model == model and (name, number) not in going
+        ]
 
-    def _naming(self, name: str, model: str, going: Set[tuple[str, int]]) -> list[tuple[int, str]]:
-        """Return which versions of a model the releases of a name have, and which release."""
+    def _released(self) -> list[tuple[str, int, Member]]:
+        """Return the members of all releases, with the release's name and number."""
+        names = self._names.removals.may_be_releases(self._home.models())
+        return [one for found in parallel(self._members_by, names) for one in found]
+
+    def _members_by(self, name: str) -> list[tuple[str, int, Member]]:
         last, removed = self._names.removals.last(name)
-        if last is None:
-            return []
-        if last.action != RELEASED:
+        if last is None or last.action != RELEASED:
             return []
         return [
-            (member.version, f"release {name}@{entry.seq}")
+            (name, entry.seq, member)
             for entry in self._read(name, VERSION_LOG, range(last.seq, 0, -1))
-            if entry.seq not in removed and entry.manifest and (name, entry.seq) not in going
+            if entry.seq not in removed and entry.manifest
             for member in self._members_of(f"{name}@{entry.seq}", entry.manifest)
-            if member.model == model
         ]
 
     def _members_of(self, release: str, manifest: str) -> tuple[Member, ...]:
@@ -188,7 +213,7 @@ class Holders:
             self._members[manifest] = tuple(found or ())
         return self._members[manifest]
 
-    def _pinned_and_read(self, *, readers: bool) -> dict[str, list[str]]:
+    def _pinned_and_read(self, *, readers: bool) -> Mapping[str, list[str]]:
         """Return who pins or reads versions, by the digests of their manifests."""
         found: dict[str, list[str]] = {}
         for pin in Pins(self._home.blobs).active(self.now_s):
@@ -209,38 +234,64 @@ class Holders:
             By the digest of a manifest down to the nearest fold, the version that needs it.
         """
         found: dict[str, str] = {}
+        patches = self.patches(staying)
 
         def needed(content: Content) -> list[tuple[str, str]]:
             ref = f"{model}@{content.entry.seq}"
             return [(digest, ref) for digest in self._needs(content)]
 
-        for pairs in parallel(needed, list(staying.values())):
+        for pairs in parallel(needed, [one for at, one in staying.items() if at in patches]):
             for digest, ref in pairs:
                 found.setdefault(digest, ref)
         return found
 
-    def _needs(self, content: Content) -> list[str]:
-        """Return what a version lies on down to the nearest fold; it never lies on more."""
-        manifest = content.entry.manifest or ""
+    def _needs(self, patch: Content) -> list[str]:
+        """Return what a patch lies on down to the nearest fold; it never lies on more."""
+        manifest = patch.entry.manifest or ""
         if manifest not in self._below:
             below: list[str] = []
-            if self.is_patch(content):
-                try:
-                    chain = find_chain(self._home, Digest.from_hex(manifest))
-                    below = [one.hex for one in (chain.full, *chain.patches[:-1])]
-                except (Damaged, NotFound) as error:  # it cannot be loaded, whatever stays
-                    _log.info("%s; what it lay on can be removed", error)
+            try:
+                chain = find_chain(self._home, Digest.from_hex(manifest))
+                below = [one.hex for one in (chain.full, *chain.patches[:-1])]
+            except (Damaged, NotFound) as error:  # it cannot be loaded, whatever stays
+                _log.info("%s; what it lay on can be removed", error)
             self._below[manifest] = below
         return self._below[manifest]
 
-    def is_patch(self, content: Content) -> bool:
-        """Return whether a version is a patch on others, folded or not; a lost one is none."""
-        try:
-            manifest = self._home.manifest(Digest.from_hex(content.entry.manifest or ""))
-        except (Damaged, NotFound) as error:
-            _log.info("%s; whether it is a patch is not known", error)
-            return False
-        return patch_info(manifest) is not None
+    def patches(self, contents: Mapping[int, Content]) -> set[int]:
+        """Return the numbers of those that are patches on others, folded or not.
+
+        One whose manifest is lost is none. Each manifest is read once.
+        """
+        manifests = {number: one.entry.manifest or "" for number, one in contents.items()}
+        new = [one for one in dict.fromkeys(manifests.values()) if one not in self._is_patch]
+        if new:
+            self._is_patch |= dict.fromkeys(new, False) | self._are_patches(new)
+        return {number for number, one in manifests.items() if self._is_patch[one]}
+
+    def _are_patches(self, manifests: Sequence[str]) -> dict[str, bool]:
+        """Return whether manifests are those of patches, but for lost ones."""
+
+        def is_patch(manifest: str) -> bool | None:
+            try:
+                return patch_info(self._home.manifest(Digest.from_hex(manifest))) is not None
+            except (Damaged, NotFound) as error:
+                _log.info("%s; whether it is a patch is not known", error)
+                return None
+
+        found = zip(manifests, parallel(is_patch, manifests), strict=True)
+        return {one: known for one, known in found if known is not None}
+
+
+def numbers_in_force(names: Names, model: str) -> tuple[list[int], set[int]]:
+    """Return the versions of a model that are not removed, newest first.
+
+    With it come those of which a removal is announced.
+    """
+    last, _ = names.removals.last(model)
+    removed, announced = names.removals.both(model)
+    top = 0 if last is None else last.seq
+    return [number for number in range(top, 0, -1) if number not in removed], set(announced)
 
 
 def _meant(model: str, aliases: Mapping[str, RefEntry]) -> list[tuple[int, str]]:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from tierstore.blobs.base import BlobInfo, BlobStore
 from tierstore.errors import Damaged
 from tierstore.format.checks import damaged
-from tierstore.format.keys import REFS, entry_key, unsegment
+from tierstore.format.keys import REFS, entry_key, model_prefix, unsegment
 from tierstore.format.reflog import RefEntry, parse_entry
 from tierstore.ids import Buffer
 from tierstore.modelstore.home.refs import highest_of
@@ -55,18 +55,19 @@ class RefLogs:
         self._home_blobs, self._cache = home_blobs, cache
         self._entries: dict[str, tuple[BlobInfo | None, RefEntry]] = {}
 
-    def read(self, now_s: float) -> list[Log]:
+    def read(self, now_s: float, model: str | None = None) -> list[Log]:
         """Return every log as it is now; costs one LIST of keys, and reads what is new.
 
         Args:
             now_s: Seconds since the epoch by home's clock, or earlier.
+            model: The model whose logs are read, and kept until another is; ``None`` for all.
 
         Raises:
             Damaged: An entry is damaged, or missing though later ones are there.
         """
         listed = dict[str, BlobInfo]()
         numbers = dict[tuple[str, str], list[int]]()
-        for info in self._home_blobs.list(REFS):
+        for info in self._home_blobs.list(REFS if model is None else model_prefix(model)):
             if match := _ENTRY.match(info.key):
                 listed[info.key] = info
                 numbers.setdefault((match[1], match[2]), []).append(int(match[3]))

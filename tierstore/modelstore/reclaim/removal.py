@@ -16,7 +16,7 @@ from tierstore.modelstore.names.members import numbered
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.removalprotocol import Appended, Removal, gone_meanwhile, undone
 from tierstore.modelstore.reclaim.feature import check_enabled, is_enabled
-from tierstore.modelstore.reclaim.holders import Holders, Reasons
+from tierstore.modelstore.reclaim.holders import Holders, Reasons, numbers_in_force
 from tierstore.modelstore.reclaim.removedlist import removed_version
 from tierstore.modelstore.version import Version
 
@@ -116,17 +116,6 @@ class Plan:
             if patch is not None and content.entry.manifest not in staying:
                 needed.setdefault(number, []).append(f"patch {patch}, which lies on it")
         return needed
-
-
-def numbers_in_force(names: Names, model: str) -> tuple[list[int], set[int]]:
-    """Return the versions of a model that are not removed, newest first.
-
-    With it come those of which a removal is announced.
-    """
-    last, _ = names.removals.last(model)
-    removed, announced = names.removals.both(model)
-    top = 0 if last is None else last.seq
-    return [number for number in range(top, 0, -1) if number not in removed], set(announced)
 
 
 class Removing:

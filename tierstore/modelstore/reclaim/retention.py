@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Unpack
 
 from tierstore.arguments import as_message, as_number, wrong
@@ -34,6 +35,7 @@ from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.reclaim.feature import check_enabled
 from tierstore.modelstore.reclaim.forgetting import MOST_PERCENT, Forgetting, Forgotten, Found
 from tierstore.modelstore.reclaim.holders import Holders
+from tierstore.modelstore.reclaim.listedholders import ListedHolders
 from tierstore.modelstore.reclaim.rules import Keep, rules_of
 from tierstore.modelstore.version import Version
 
@@ -105,10 +107,12 @@ class Retentions:
 
     Args:
         names: The names of the store.
+        cache_path: A local file that can be lost, where what was read to say what rules will remove
+            is kept for the next time; ``None`` keeps nothing.
     """
 
-    def __init__(self, names: Names) -> None:
-        self._names, self._home = names, names.home
+    def __init__(self, names: Names, cache_path: Path | None = None) -> None:
+        self._names, self._home, self._cache_path = names, names.home, cache_path
 
     def __repr__(self) -> str:
         return f"<Retentions of {self._home.blobs.url}>"
@@ -222,13 +226,8 @@ class Retentions:
         stored = SetRetentions(self._home.blobs)
         if not stored.listed():
             return
-        holders = Holders(self._names)
-        names = [
-            model
-            for model in (self._home.models() if models is None else models)
-            if stored.info(model) or stored.info(None)
-        ]
-        for model in self._names.removals.listed(names):
+        holders = ListedHolders(self._names, stored, self._cache_path)
+        for model in self._home.models() if models is None else models:
             outlook = self._outlook(model, stored, holders)
             if outlook is not None:
                 yield outlook
@@ -298,12 +297,15 @@ class Retentions:
         forgetting.carry_out(found, MESSAGE)
         return found.forgotten(dry_run=False)
 
-    def _outlook(self, model: str, stored: SetRetentions, holders: Holders) -> Outlook | None:
+    def _outlook(self, model: str, stored: SetRetentions, holders: ListedHolders) -> Outlook | None:
         """Return what the rules for a model will remove, or why nobody knows."""
         held: _Held | None = None
         try:
             held = _held(stored.of(model))
             if held is None:
+                return None
+            holders.begin(model)
+            if not holders.in_force(model)[0]:  # a folder of nothing, or all of it is removed
                 return None
             return self._found(model, held, holders)
         except OF_ONE as error:
@@ -323,7 +325,7 @@ class Retentions:
         """
         by_rules = (
             entry.time_us
-            for entry in self._names.removals.entries(found.model)
+            for entry in found.holders.removals(found.model)
             if entry.action == "forget" and entry.message == MESSAGE
         )
         last_us = max(held.time_us, next(by_rules, 0))
