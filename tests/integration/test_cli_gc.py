@@ -223,7 +223,7 @@ def test_a_save_that_runs_is_named(enabled: Program) -> None:
     with tierstore.open("store") as store, WriterLease(store._parts.home.blobs):
         done = enabled("gc", "--window", "0")
         assert done.code == 0
-        assert f"condemned, and waits for writer {tierstore_user()}" in done.out
+        assert f"it goes once these saves have ended: {tierstore_user()}" in done.out
         assert f"(pid {os.getpid()} on " in done.out
     found = checked(enabled("gc", "--window", "0", "--json"))
     assert found["deleted_packs"] == 1
@@ -266,11 +266,42 @@ def test_a_tier_that_is_down_is_named_and_goes_on_later(enabled: Program) -> Non
     assert done.code == 3
     assert "DOWN" in done.out
     assert "tier warm cannot be asked" in done.out
+    assert "nothing was deleted" in done.out
     Path("away").rename("warm")
     found = checked(enabled("gc", "--window", "0", "--json"))
     freed = {tier["name"]: tier["freed_bytes"] for tier in found["tiers"]}
     assert freed == {"warm": in_warm - held_bytes("warm"), "home": 0}
     assert freed["warm"] > MIB
+
+
+def test_a_limit_that_nothing_fits_into_is_said(enabled: Program) -> None:
+    """Running it again would go on with nothing."""
+    enabled("rm", "m@1")
+    done = enabled("gc", "--window", "0", "--max-bytes", "1KB")
+    assert done.code == 3
+    assert "is reached: nothing fits into it, so give a larger one, or none" in done.out
+    done = enabled("gc", "--window", "0", "--max-time", "0s")
+    assert "the time is over: run it again to go on" in done.out
+
+
+def test_what_is_deleted_of_packs_that_another_tier_may_hold_is_said(enabled: Program) -> None:
+    Path("warm").mkdir()
+    assert enabled("tier", "add", "warm", "warm", "--role", "warm").code == 0
+    with tierstore.open("store") as store:
+        store.save("n", noise(7), base=None)
+        store.save("n", noise(8), base=None)
+    Path("other").mkdir()
+    assert enabled("tier", "add", "cold", "other", "--role", "cold").code == 0
+    enabled("rm", "n@1")
+    Path("other").rename("away")
+    done = enabled("gc", "--window", "0")
+    assert done.code == 3
+    assert "nothing was deleted" not in done.out
+    assert "1.0 MiB deleted: copies of packs that other tiers may hold still" in done.out
+    (row,) = (line for line in done.out.splitlines() if line.startswith("garbage "))
+    what, packs, size, why = row.split(maxsplit=3)
+    assert (what, packs, size) == ("garbage", "1", "-")
+    assert why == "nothing needs it: it goes once tier cold can be asked"
 
 
 def test_packs_with_much_waste_are_repacked_unless_told_otherwise(enabled: Program) -> None:
@@ -283,7 +314,10 @@ def test_packs_with_much_waste_are_repacked_unless_told_otherwise(enabled: Progr
     assert checked(enabled("gc", "--window", "0", "--no-repack", "--json"))["repacked_packs"] == 0
     assert held_bytes() == before
     would = enabled("gc", "--window", "0", "--dry-run")
-    assert "1 pack with much waste would be repacked" in would.out
+    said = (
+        "1 pack with much waste would be repacked; waste in packs that stay is 1.0 MiB in one tier"
+    )
+    assert said in would.out
     assert held_bytes() == before
     found = checked(enabled("gc", "--window", "0", "--json"))
     assert (found["repacked_packs"], found["deleted_packs"]) == (1, 1)

@@ -516,8 +516,8 @@ def test_saves_that_run_are_waited_for_by_their_leases(store: Store, blobs: Memo
     with WriterLease(blobs) as lease:
         state, why = states(collector.run(grace_s=0, window_s=0))[own]
         assert state == "writing"
-        assert why.startswith("condemned, and waits for writer ")
-        said = re.search(r", lease (.*); if it was killed until (.*) UTC\)$", why)
+        assert why.startswith("nothing needs it: it goes once these saves have ended: ")
+        said = re.search(r", lease (.*); if it was killed, until (.*) UTC\)$", why)
         assert said is not None
         assert said[1] == lease._lease.id
         left_s = datetime.fromisoformat(f"{said[2]}+00:00").timestamp() - time.time()
@@ -751,7 +751,7 @@ def test_a_pack_is_deleted_when_every_tier_said_so(tiered: Tiered) -> None:
     tiered.down("cold")
     report = collect(store)
     for pack in packs_of_removed(report, "down"):
-        assert states(report)[pack][1] == "condemned, but tier cold cannot be asked"
+        assert states(report)[pack][1] == "nothing needs it: it goes once tier cold can be asked"
     assert len(packs_of_removed(report, "down")) == 2
     assert [len(tiered.packs(name)) for name in ("warm", "cold", "home")] == [1, 2, 0]
     tiered.plans.clear()

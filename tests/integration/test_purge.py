@@ -388,8 +388,10 @@ def test_it_waits_for_saves_that_run_and_goes_on_when_asked(
     with WriterLease(blobs):
         receipt = purge(store, "m@1")
         assert not receipt.is_done
-        assert [why for why in receipt.waits if "waits for writer" in why]
-        assert {"condemned, and waits for writer" in one.why for one in receipt.left} == {True}
+        assert [why for why in receipt.waits if "it goes once these saves have ended: " in why]
+        assert {"it goes once these saves have ended: " in one.why for one in receipt.left} == {
+            True
+        }
         assert found(blobs, secrets(content(1)))
         assert receipt.manifests_left == {}  # its name never comes back, whoever is about to use it
     again = purge(store, "m@1")  # asked again it goes on with the same

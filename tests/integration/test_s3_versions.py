@@ -154,7 +154,7 @@ def test_what_may_not_be_deleted_stays_and_the_rest_goes(
         assert [one.pack.hex() for one in report.of("deleted")] == [other[-64:]]
         [left] = report.of("down")
         assert (left.pack.hex(), left.why) == (
-            refused[-64:], "condemned, but tier warm does not delete it",
+            refused[-64:], "nothing needs it, but tier warm does not delete it",
         )  # fmt: skip
         assert report.garbage().bytes == _size(client, bucket, refused)
         assert "AccessDenied" in report.refused["warm"]

@@ -69,7 +69,7 @@ def test_one_pack_that_is_not_deleted_keeps_no_other(tiered: Tiered, store: Stor
     assert (report.refused, report.down) == ({"cold": "it is retained"}, {})
     [left] = report.of("down")
     assert (dict(left.bytes), left.why) == (
-        {"cold": size}, "condemned, but tier cold does not delete it",
+        {"cold": size}, "nothing needs it, but tier cold does not delete it",
     )  # fmt: skip
     assert len(report.of("deleted")) == 2
     assert report.left()["cold"]["down"].bytes == size
@@ -146,3 +146,19 @@ def test_where_a_new_object_replaces_an_old_one_nothing_is_deleted(
         collect(store)
     assert tiered.packs("warm") == before
     assert len(collect_dry(store).of("deleted")) == 3, "a dry run changes nothing"
+
+
+def test_a_pack_that_is_above_the_limit_keeps_no_smaller_one(tiered: Tiered, store: Store) -> None:
+    """Whichever comes first: else it would end each run before anything is deleted."""
+    [live] = {one.pack for one in collect_dry(store).of("live")}
+    first, second, third = (
+        key for key in sorted(tiered.packs("warm")) if not key.endswith(live.hex())
+    )
+    tiered.stores["cold"].inner.delete([second, third])  # so the first counts twice
+    size = tiered.stores["warm"].inner.info(second).size
+    run = Collector(store._parts.home).run
+    report = run(grace_s=0, window_s=0, max_bytes=size * 3 // 2)
+    assert report.stopped == "the limit of bytes is reached"
+    assert [one.pack.hex() for one in report.of("deleted")] == [second[-64:]]
+    assert first in tiered.packs("warm")
+    assert not run(grace_s=0, window_s=0, max_bytes=size // 2).of("deleted")

@@ -334,6 +334,7 @@ def _json(store: Store, report: Report) -> schemas.Gc:
         condemned_packs=report.condemned,
         healed=report.healed,
         repacked_packs=report.repacked,
+        waste_bytes=report.waste_bytes,
         rewritten_bytes=report.rewritten_bytes,
         lacking=list(report.lacking),
         stopped=report.stopped,
@@ -367,7 +368,7 @@ def _print(data: schemas.Gc) -> None:
     if data.reasons:
         print()
         rows = [
-            (_what(one.state, data.dry_run), str(one.packs), size(one.bytes), one.why or "")
+            (_what(one.state, data.dry_run), str(one.packs), _known(one), one.why or "")
             for one in data.reasons[:_SHOWN]
         ]
         columns = [Column(""), Column("PACKS", right=True), Column("SIZE", right=True)]
@@ -392,6 +393,11 @@ def _row(data: schemas.Gc, tier: schemas.GcTier) -> tuple[str, ...]:
     return tier.name, freed, of(*_STAYS), of("window"), of(*GARBAGE), ""
 
 
+def _known(amount: schemas.GcAmount) -> str:
+    """Return the size of packs, ``-`` where only tiers that cannot be asked may have them."""
+    return size(amount.bytes) if amount.bytes or amount.state != "down" else "-"
+
+
 def _what(state: str, dry_run: bool) -> str:
     words = {"window": "removed", "deleted": "would go" if dry_run else "deleted"}
     return words.get(state, "garbage")
@@ -399,20 +405,26 @@ def _what(state: str, dry_run: bool) -> str:
 
 def _summary(data: schemas.Gc) -> list[str]:
     did = "would be deleted" if data.dry_run else "deleted"
+    gone = sum(one.freed_bytes + one.kept_bytes for one in data.tiers)
+    lines = []
     if data.deleted_packs:
-        lines = [f"{counted(data.deleted_packs, 'pack')} of {size(data.deleted_bytes)} {did}"]
-    else:
-        lines = [f"nothing {did}" if data.dry_run else "nothing was deleted"]
+        lines.append(f"{counted(data.deleted_packs, 'pack')} of {size(data.deleted_bytes)} {did}")
+    if (besides := gone - data.deleted_bytes) > 0 and not data.dry_run:
+        tiers = any(one.state == "down" for one in data.reasons)
+        why = "copies of packs that other tiers may hold still" if tiers else "to make room"
+        lines.append(f"{size(besides)} deleted: {why}")
+    if not lines:
+        lines.append(f"nothing {did}" if data.dry_run else "nothing was deleted")
     if data.healed:
         lines.append(f"{data.healed} chunks and layouts of what stays healed first")
     lines += [f"would be healed first: {what}" for what in data.lacking]
     if data.repacked_packs:
-        did = "would be repacked"
+        did = f"would be repacked; waste in packs that stay is {size(data.waste_bytes)} in one tier"
         if not data.dry_run:
             did = f"repacked: {size(data.rewritten_bytes)} written anew"
         lines.append(f"{counted(data.repacked_packs, 'pack')} with much waste {did}")
     lines += [
-        f"tier {one.name} cannot be asked, and what it holds of these goes with a later run: "
+        f"tier {one.name} cannot be asked, and what nothing needs there goes with a later run: "
         f"{one.error}"
         for one in data.tiers
         if one.error
@@ -430,10 +442,18 @@ def _summary(data: schemas.Gc) -> list[str]:
         if one.kept_bytes
     ]
     if data.stopped:
-        lines.append(f"{data.stopped}: run it again to go on")
+        lines.append(f"{data.stopped}: {_to_go_on(data, gone)}")
     if not data.enabled:
         lines.append(NOT_ENABLED)
     return lines
+
+
+def _to_go_on(data: schemas.Gc, gone: int) -> str:
+    from tierstore.modelstore.reclaim.report import BYTES_REACHED
+
+    if data.stopped == BYTES_REACHED and not (gone or data.deleted_packs or data.repacked_packs):
+        return "nothing fits into it, so give a larger one, or none"
+    return "run it again to go on"
 
 
 def last_gc(store: Store) -> LastGc | None:

@@ -45,8 +45,9 @@ class Gc(Schema):
     ``deleted_bytes`` counts the copies in all tiers. ``reasons`` are those of all packs that are
     deleted or will be: why they went, or what they wait for. ``lacking`` names what would be healed
     first, with ``dry_run``. ``repacked_packs`` had too much waste: what is needed of them went into
-    new packs, of ``rewritten_bytes`` in all tiers. ``stopped`` says what ended it before all was
-    done, null if nothing did.
+    new packs, of ``rewritten_bytes`` in all tiers. ``waste_bytes`` is what nothing needed in packs
+    that stay, before they were repacked, counted in one tier. ``stopped`` says what ended it before
+    all was done, null if nothing did.
     """
 
     dry_run: bool
@@ -56,6 +57,7 @@ class Gc(Schema):
     condemned_packs: int
     healed: int
     repacked_packs: int
+    waste_bytes: int
     rewritten_bytes: int
     lacking: list[str]
     stopped: str | None

@@ -429,9 +429,12 @@ class Collector:
         if pack in swept.asked:
             if any(pack in left for left in swept.left.values()):
                 refused = ", ".join(tier for tier, left in swept.left.items() if pack in left)
-                return "down", f"condemned, but tier {refused} does not delete it"
+                return "down", f"nothing needs it, but tier {refused} does not delete it"
             if swept.down:
-                return "down", f"condemned, but tier {', '.join(swept.down)} cannot be asked"
+                return (
+                    "down",
+                    f"nothing needs it: it goes once tier {', '.join(swept.down)} can be asked",
+                )
             return "deleted", "nothing needs it"
         if pack not in mark.condemned.listed:
             until_s = self._kept.seen.get(pack, time.time()) + grace_s
@@ -444,7 +447,10 @@ class Collector:
                 for one in self._kept.writers.get(key, ())
             }
             waits = ", ".join(sorted(_who(*self._leases[one]) for one in writers))
-            return "writing", f"condemned, and waits for writer {waits or 'leases'}"
+            return (
+                "writing",
+                f"nothing needs it: it goes once these saves have ended: {waits or 'unknown'}",
+            )
         return "condemned", f"left to the next run: {swept.stopped}"
 
 
@@ -600,6 +606,6 @@ def _to_heal(home: Home, marker: Marker, mark: Mark) -> list[Demand]:
 
 def _who(lease: Lease, until_s: float) -> str:
     return (
-        f"{lease.who} (pid {lease.pid} on {lease.host}, lease {lease.id}; if it was killed until "
+        f"{lease.who} (pid {lease.pid} on {lease.host}, lease {lease.id}; if it was killed, until "
         f"{end_text(until_s)})"
     )

@@ -27,6 +27,7 @@ from tierstore.modelstore.home.index import write_segment
 from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.modelstore.reclaim.frames import read_frames
 from tierstore.modelstore.reclaim.mark import Mark, Marker
+from tierstore.modelstore.reclaim.report import BYTES_REACHED
 from tierstore.modelstore.reclaim.waste import NeededFrames, PackWaste, find_waste, needed_frames
 from tierstore.tiers.durable.tier import DurableTier
 
@@ -151,7 +152,9 @@ class Repacker:
                     self._repack_each(packs, tiers, needed, lease, is_over)
         except (BackendError, Damaged, NotFound) as error:
             _log.warning("packs with waste are left as they are: %s", error)
-            done.stopped = str(error)
+            done.stopped = f"packs with waste are left as they are: {error}"
+            if isinstance(error, OutOfSpace):
+                done.stopped = "there was no room to repack packs with waste"
         self._confirm()
         return done
 
@@ -216,7 +219,7 @@ class Repacker:
             copies = len(self._mark.holdings.bytes_of(one.pack))
             left -= copies * (one.bytes - one.waste_bytes)
             if left < 0:
-                self._done.stopped = "the limit of bytes is reached"
+                self._done.stopped = BYTES_REACHED
                 break
             found.append(one)
         return found

@@ -32,6 +32,9 @@ State = Literal[
 GARBAGE: frozenset[State] = frozenset({"waiting", "writing", "down", "condemned"})
 """The states of packs that nothing needs, and that are still there."""
 
+BYTES_REACHED = "the limit of bytes is reached"
+"""Why a run ended that may delete or write no more."""
+
 
 @dataclass(frozen=True, slots=True)
 class PackReport:

@@ -12,6 +12,7 @@ from tierstore.format.keys import pack_key
 from tierstore.modelstore.home.identity import Identity
 from tierstore.modelstore.home.probe import prove
 from tierstore.modelstore.reclaim.holdings import Holdings, held_by
+from tierstore.modelstore.reclaim.report import BYTES_REACHED
 from tierstore.progress import Progress
 from tierstore.tiers.durable.tier import DurableTier
 
@@ -111,11 +112,10 @@ def _limited(
         if left is not None:
             batch = _within(batch, holdings, left)
             left -= _bytes(batch, holdings)
-        if not batch:
-            break
-        yield batch
+        if batch:
+            yield batch
     if len(done.asked) < len(packs):
-        done.stopped = "the limit of bytes is reached"
+        done.stopped = BYTES_REACHED
 
 
 def _bytes(packs: Sequence[bytes], holdings: Holdings) -> int:
@@ -127,12 +127,13 @@ def _batches(packs: Sequence[bytes]) -> list[Sequence[bytes]]:
 
 
 def _within(packs: Sequence[bytes], holdings: Holdings, most: int) -> Sequence[bytes]:
+    """Return those packs that fit one after the other: a large one keeps no smaller one."""
     found = []
     for pack in packs:
-        most -= sum(holdings.bytes_of(pack).values())
-        if most < 0:
-            break
-        found.append(pack)
+        needs = _bytes([pack], holdings)
+        if needs <= most:
+            most -= needs
+            found.append(pack)
     return found
 
 
