@@ -715,6 +715,17 @@ def test_a_tier_that_cannot_be_used_is_a_problem(durable: Program) -> None:
         assert f"; {command} again when it can be" in done.out
 
 
+def test_top_does_not_say_that_a_pack_is_nowhere_while_a_tier_is_down(durable: Program) -> None:
+    with tierstore.open("store") as store:
+        store.load("m@1").load()
+    out = durable("top", "--once").out
+    assert "warm  m@1" in out
+    Path("warm").rename("away")
+    out = durable("top", "--once").out
+    assert "not known  m@1" in out
+    assert "nowhere" not in out
+
+
 def test_doctor_counts_frames_that_memcached_does_not_take(filled: Program) -> None:
     assert by_name(filled("doctor", "--json"))["memcached"]["problems"] == []
     with tierstore.open("store") as store:

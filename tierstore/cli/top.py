@@ -139,7 +139,8 @@ def _print(data: schemas.Top) -> None:
             Column("IN"),
             Column("FOR"),
         ]
-        table(columns, [_leader_row(leader) for leader in data.leaders])
+        is_down = any(tier.error for tier in data.tiers)
+        table(columns, [_leader_row(leader, is_down=is_down) for leader in data.leaders])
 
 
 def _row(tier: schemas.TierActivityJson) -> tuple[str, ...]:
@@ -161,7 +162,7 @@ def _row(tier: schemas.TierActivityJson) -> tuple[str, ...]:
     )
 
 
-def _leader_row(leader: schemas.LeaderJson) -> tuple[str, ...]:
+def _leader_row(leader: schemas.LeaderJson, *, is_down: bool) -> tuple[str, ...]:
     times = f"{leader.heat_bytes / leader.bytes:.1f}" if leader.bytes else "-"
     more = f" and {len(leader.versions) - 1} more" if len(leader.versions) > 1 else ""
     return (
@@ -169,7 +170,7 @@ def _leader_row(leader: schemas.LeaderJson) -> tuple[str, ...]:
         size(leader.heat_bytes),
         "-" if leader.bytes is None else size(leader.bytes),
         times,
-        ", ".join(leader.tiers) or "nowhere",
+        ", ".join(leader.tiers) or ("not known" if is_down else "nowhere"),
         leader.versions[0] + more if leader.versions else "no version",
     )
 
