@@ -29,7 +29,7 @@ def save(store: Store, name: str, value: float) -> None:
 
 
 def page(
-    reading: Reading, caller: Caller = ANYONE, **query: object
+    reading: Reading, caller: Caller = ANYONE, /, **query: object
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """A page of the list, and the query of the next one; none for the last."""
     scope = {
