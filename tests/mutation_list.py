@@ -6563,8 +6563,8 @@ _REPAIRED_OBJECTS = (
         "check-takes-any-folder-for-a-model",
         "check: a folder of refs in which nothing was ever saved is told.",
         "modelstore/care/check.py",
-        "if not self._check_log(model, keys.VERSION_LOG):",
-        "if self._check_log(model, keys.VERSION_LOG) is None:",
+        "if not self._check_log(model, keys.VERSION_LOG, logs.get(keys.VERSION_LOG, ())):",
+        "if self._check_log(model, keys.VERSION_LOG, logs.get(keys.VERSION_LOG, ())) is None:",
         ("integration/test_repair_objects.py::test_a_check_finds_what_nobody_can_use[refs/foo/x]",),
     ),
     Mutation(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -34,6 +34,7 @@ from tierstore.modelstore.care.check_data import DataRead, Item, ItemReader, Lim
 from tierstore.modelstore.care.check_findings import Finding, Problems, brief
 from tierstore.modelstore.care.check_folds import FoldCheck, FoundFold, look_at_folds
 from tierstore.modelstore.care.check_home import check_home
+from tierstore.modelstore.care.check_logs import by_log, by_model
 from tierstore.modelstore.care.check_parts import NeededParts, distinct, read_layout
 from tierstore.modelstore.care.check_patches import named_below, needed_below
 from tierstore.modelstore.care.check_removed import ExpiredVersions
@@ -279,7 +280,7 @@ class _Check:
 
     def _check_refs(self) -> None:
         folded: dict[str, str] = {}
-        for segment in self._home.blobs.list_folders(keys.REFS):
+        for segment, below in by_model(self._home.blobs):
             key = f"{keys.REFS}{segment}"
             try:
                 model = keys.unsegment(segment)
@@ -292,26 +293,37 @@ class _Check:
             if twin != model:
                 self._damage(key, f"{model!r} differs from {twin!r} only in case")
             self._expired.begin(model)
-            if self._home.reclaims:
-                self._check_log(model, keys.REMOVED_LOG)
-            if not self._check_log(model, keys.VERSION_LOG):
-                self._damage(key, "nothing was ever saved under this name: move it away")
-            for variant in self._home.variants(model):
-                self._check_log(model, keys.VARIANTS + variant)
-            for alias in self._home.aliases(model):
-                self._check_log(model, keys.ALIASES + alias)
+            self._check_model(model, by_log(model, below), key)
 
-    def _check_log(self, model: str, name: str) -> bool:
+    def _check_model(self, model: str, logs: Mapping[str, Sequence[str]], key: str) -> None:
+        """Check the logs of a model.
+
+        Args:
+            model: The model's name.
+            logs: The keys that were listed, by the names of the logs.
+            key: What all of them lie below.
+        """
+        if self._home.reclaims:
+            self._check_log(model, keys.REMOVED_LOG, logs.get(keys.REMOVED_LOG, ()))
+        if not self._check_log(model, keys.VERSION_LOG, logs.get(keys.VERSION_LOG, ())):
+            self._damage(key, "nothing was ever saved under this name: move it away")
+        for kind in (keys.VARIANTS, keys.ALIASES):
+            for name, listed in logs.items():
+                if name.startswith(kind):
+                    self._check_log(model, name, listed)
+
+    def _check_log(self, model: str, name: str, listed: Sequence[str]) -> bool:
         """Check the entries of a log; return whether there are any, or were."""
         prefix = keys.ref_prefix(model, name)
-        written = self._home.log(model, name).hinted()  # first: others may append meanwhile
-        found = {written} if written else set[int]()
-        for info in self._home.blobs.list(prefix):
-            seq = keys.seq_of(info.key, prefix)
+        found = set[int]()
+        for key in listed:
+            seq = keys.seq_of(key, prefix)
             if seq is not None:
                 found.add(seq)
-            elif info.key != prefix + keys.HEAD:
-                self._damage(info.key, "it is no entry of this log")
+            elif key != prefix + keys.HEAD:
+                self._damage(key, "it is no entry of this log")
+            elif written := self._home.log(model, name).hinted():
+                found.add(written)
         last = highest_of(found)
         # what is written while this lists may not be listed, though what is behind it is
         # of variants the newest come first, as these say what was taken back
