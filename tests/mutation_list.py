@@ -7438,7 +7438,10 @@ _PURGE = (
         "modelstore/reclaim/purge/purging.py",
         "            self._create(order, content)\n            given[order.id] = order\n",
         "            given[order.id] = order\n",
-        ("integration/test_purge_carrying.py::test_wherever_a_purge_ends_it_is_gone_on_with",),
+        (
+            "integration/test_purge_carrying.py::"
+            "test_an_order_is_there_with_its_content_before_its_version_is_purged",
+        ),
     ),
     Mutation(
         "purge-by-a-part-of-what-a-pack-holds",
@@ -7660,6 +7663,22 @@ _PURGE = (
         "            if (found.seen.get(name) or since) <= since:\n",
         "            if True:\n",
         ("integration/test_purge.py::test_nodes_are_outstanding_until_their_agents_have_answered",),
+    ),
+    Mutation(
+        "purge-of-a-node-that-is-gone-for-no-reason",
+        "SPEC 10.3: Such a note, with `message`, which says why.",
+        "modelstore/reclaim/purge/orders.py",
+        "SaidGone(since[keys[key]], note.who, note.message)",
+        "SaidGone(since[keys[key]])",
+        ("integration/test_purge_receipts.py::test_it_says_who_said_that_a_node_is_gone_and_why",),
+    ),
+    Mutation(
+        "purge-planned-as-shared-with-itself",
+        "docs/how-to/deleting.md: `rm --purge --dry-run` says what of it others share.",
+        "modelstore/reclaim/purge/planning.py",
+        "        if _version(root) in going:\n",
+        "        if False:\n",
+        ("integration/test_purge_receipts.py::test_a_plan_says_what_the_receipt_says_then",),
     ),
     Mutation(
         "purge-whose-giver-slept",

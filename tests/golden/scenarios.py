@@ -622,6 +622,9 @@ PURGING: tuple[Step, ...] = (
     """),
     allow_removal,
     *lines("""
+    rm m@1 --purge --dry-run
+    rm n@1 --purge --dry-run
+    rm m@1 --dry-run
     rm m@1 --purge
     rm m@2 --purge --yes
     rm m@1 --purge --yes -m "request 7"
@@ -631,12 +634,14 @@ PURGING: tuple[Step, ...] = (
     purge show m@1
     purge show m@2
     purge run
-    purge gone another
+    purge gone another --reason "its disk was shredded"
     """),
     seen_once,
     *lines("""
     purge show m@1
     purge gone retired
+    purge gone retired --reason "its disk was shredded"
+    purge show m@1
     ls --deleted
     undelete m@1
     rm n --all --purge --yes

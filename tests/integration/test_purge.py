@@ -721,8 +721,8 @@ def test_nodes_are_outstanding_until_their_agents_have_answered(
     assert not receipt.is_complete
     assert receipt.outstanding == ["b"]
     with pytest.raises(NotFound, match="knows no node 'c', but a, b"):
-        purges(stores["a"]).say_gone("b", "c")
-    purges(stores["a"]).say_gone("b")
+        purges(stores["a"]).say_gone("b", "c", reason="shredded")
+    purges(stores["a"]).say_gone("b", reason="its disk was shredded")
     gone = purges(stores["a"]).receipt(receipt.id)
     assert gone.is_complete
     assert [one.node for one in gone.nodes if one.gone] == ["b"]
@@ -764,7 +764,7 @@ def test_a_node_that_uses_other_caches_now_is_not_waited_for_with_its_old_ones(
         purges(store).keep_up()
         receipt = purge(store, "m@1")
         assert (receipt.is_done, receipt.outstanding) == (True, ["n"])
-        purges(store).say_gone("n")
+        purges(store).say_gone("n", reason="shredded")
         [gone] = (tmp_path / "store" / "nodes" / "n").glob("gone")
         for note in (tmp_path / "store" / "nodes" / "n").iterdir():
             if note not in (gone, old):  # as its agent does every hour

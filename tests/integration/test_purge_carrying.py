@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -42,7 +42,9 @@ from tierstore.modelstore.reclaim.purge.carrying import Carrying
 from tierstore.modelstore.reclaim.purge.frames import Frames
 from tierstore.modelstore.reclaim.purge.orders import Orders
 from tierstore.modelstore.reclaim.purge.purging import Purges
+from tierstore.modelstore.reclaim.removal import Removing
 from tierstore.modelstore.store import Store
+from tierstore.modelstore.version import Version
 from tierstore.testing.faulty import Crashed, FaultyStore
 from tierstore.tiers.durable.tiers import DurableTiers
 
@@ -562,6 +564,23 @@ def test_what_was_looked_at_and_is_as_it_was_is_not_written_again(
 
 
 # races
+
+
+def test_an_order_is_there_with_its_content_before_its_version_is_purged(
+    store: Store, purges: Purges, blobs: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any collection may delete its packs behind that, and they would be in no receipt."""
+    real, before = Removing.purge, list[tuple[int, int, bool]]()
+
+    def looked(removing: Removing, versions: Iterable[Version], *, force: bool, note: str) -> None:
+        known = Orders(blobs)
+        found = [(one, known.content(one.id)) for one in known.all()]
+        before.extend((one.version, len(one.packs), own is not None) for one, own in found)
+        real(removing, versions, force=force, note=note)
+
+    monkeypatch.setattr(Removing, "purge", looked)
+    purges.begin(["m@1"], force=False, message=None)
+    assert before == [(1, 1, True)]
 
 
 def test_who_gives_an_order_and_sleeps_takes_nothing_back(

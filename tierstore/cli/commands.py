@@ -67,7 +67,7 @@ _TABLE = (
     ("Models", "alias rm", "aliases.remove", "core.AliasRemoved"),
     ("Models", "alias ls", "aliases.ls", "core.AllAliases", "core.Aliases"),
     ("Models", "rollback", "aliases.rollback", "core.AliasJson"),
-    ("Models", "rm", "removal.remove", "removal.Deleted", "purge.Receipts"),
+    ("Models", "rm", "removal.remove", "removal.Deleted", "purge.Receipts", "purge.Plan"),
     ("Models", "undelete", "removal.undelete", "core.VersionJson"),
     ("Models", "purge ls", "purge.ls", "purge.Receipts"),
     ("Models", "purge show", "purge.show", "purge.Receipt"),

@@ -14,7 +14,7 @@ from tierstore.cli.schemas import purge as schemas
 from tierstore.errors import UsageError
 
 if TYPE_CHECKING:
-    from tierstore.modelstore.reclaim.purge.receipt import PurgedTier, PurgeReceipt
+    from tierstore.modelstore.reclaim.purge.receipt import PurgedTier, PurgeReceipt, Sharing
     from tierstore.modelstore.store import Store
 
 _SHOWN = 20
@@ -42,6 +42,49 @@ def purge(
         with cli.progress("purging"):
             found = store.purge(*named, force=force or every, message=message)
     _show_each(cli, found)
+
+
+def plan(cli: Cli, refs: Sequence[str], *, every: bool, force: bool) -> None:
+    """Say what ``purge`` would do; what ``rm --purge --dry-run`` does."""
+    with cli.open() as store:
+        named = [str(one) for ref in refs for one in _versions(store, ref)] if every else [*refs]
+        found = store.purges.plan(*named, force=force or every)
+    data = schemas.Plan(
+        digests={ref: _digests(digests) for ref, digests in found.digests.items()},
+        refused=found.refused,
+        chunks=found.chunks,
+        plain_bytes=found.plain_bytes,
+        shared_chunks=found.shared_chunks,
+        shared_plain_bytes=found.shared_plain_bytes,
+        shared=_sharing_json(found.shared),
+        tiers=[
+            schemas.PlannedTierJson(tier=t.name, packs=t.packs, bytes=t.bytes) for t in found.tiers
+        ],
+        down=dict(found.down),
+        nodes=list(found.nodes),
+    )
+    cli.out.show(data, list(found.digests), lambda: _print_plan(data))
+
+
+def _print_plan(data: schemas.Plan) -> None:
+    for ref, digests in data.digests.items():
+        print(printable(f"{ref} would go: {', '.join(digests)}"))
+    print(
+        f"{counted(data.chunks, 'chunk')} of {size(data.plain_bytes)}, of which "
+        f"{data.shared_chunks} of {size(data.shared_plain_bytes)} would stay, as others need them"
+    )
+    _print_sharing(data.shared)
+    for tier in data.tiers:
+        print(
+            f"{tier.tier} has {counted(tier.packs, 'pack')} of {size(tier.bytes)} with some of them"
+        )
+    for name, why in data.down.items():
+        print(printable(f"tier {name} cannot be asked: {why}"))
+    nodes = ", ".join(data.nodes) or "none that the store knows"
+    print(printable(f"nodes that would have to acknowledge it: {nodes}"))
+    if data.refused:
+        print(printable(f"it would be REFUSED: {data.refused}"))
+    print("nothing was changed")
 
 
 def _versions(store: Store, model: str) -> list[str]:
@@ -96,13 +139,22 @@ def gone(
     nodes: Annotated[
         list[str], typer.Argument(metavar="NODE...", help="Nodes, as receipts have them.")
     ],
+    reason: Annotated[
+        str,
+        typer.Option(
+            "--reason",
+            "-m",
+            help="How it is known; receipts tell it, with who says so and when.",
+            show_default=False,
+        ),
+    ],
 ) -> None:
     """Say that nodes will never come back.
 
     No purge waits for them then. One that is seen again counts again.
     """
     with cli.open() as store:
-        store.purges.say_gone(*nodes)
+        store.purges.say_gone(*nodes, reason=reason)
     data = schemas.GoneNodes(nodes=nodes)
     cli.out.show(data, nodes, lambda: print(f"not waited for any more: {', '.join(nodes)}"))
 
@@ -129,6 +181,7 @@ def _json(one: PurgeReceipt) -> schemas.Receipt:
         message=one.message,
         version=one.version,
         variants=list(one.variants),
+        digests={ref: _digests(digests) for ref, digests in one.digests.items()},
         done=one.is_done,
         complete=one.is_complete,
         updated=one.updated,
@@ -136,10 +189,8 @@ def _json(one: PurgeReceipt) -> schemas.Receipt:
         plain_bytes=one.plain_bytes,
         shared_chunks=one.shared_chunks,
         shared_plain_bytes=one.shared_plain_bytes,
-        shared=[
-            schemas.SharingJson(why=by.why, chunks=by.chunks, plain_bytes=by.plain_bytes)
-            for by in one.shared
-        ],
+        shared=_sharing_json(one.shared),
+        shared_digests=None if one.shared_digests is None else _digests(one.shared_digests),
         tiers=[_tier_json(tier) for tier in one.tiers],
         left=[
             schemas.LeftPackJson(pack=pack.pack, tier=pack.tier, bytes=pack.bytes, why=pack.why)
@@ -159,12 +210,25 @@ def _json(one: PurgeReceipt) -> schemas.Receipt:
                 failed=dict(node.failed),
                 seen=node.seen,
                 gone=node.gone,
+                gone_by=node.gone_by,
+                gone_reason=node.gone_reason,
             )
             for node in one.nodes
         ],
         outstanding=one.outstanding,
         stays=[schemas.Stays(what=what, where=where) for what, where in one.stays],
     )
+
+
+def _digests(found: Sequence[str]) -> list[str]:
+    return [f"b3:{digest}" for digest in found]
+
+
+def _sharing_json(shared: Sequence[Sharing]) -> list[schemas.SharingJson]:
+    return [
+        schemas.SharingJson(why=by.why, chunks=by.chunks, plain_bytes=by.plain_bytes)
+        for by in shared
+    ]
 
 
 def _tier_json(tier: PurgedTier) -> schemas.PurgedTierJson:
@@ -202,6 +266,8 @@ def _print(data: schemas.Receipt) -> None:
     note = f": {data.message}" if data.message else ""
     print(printable(f"purge {data.id} of {', '.join([data.version, *data.variants])}{note}"))
     print(printable(f"asked for by {data.who} on {when(data.time)} UTC"))
+    for ref, digests in data.digests.items():
+        print(printable(f"{ref} is {', '.join(digests)}"))
     done = "done: what nothing else needs is in no durable tier any more"
     print(done if data.done else "NOT DONE: see what is left, and what it waits for")
     if data.tiers:
@@ -236,9 +302,11 @@ def _print_rest(data: schemas.Receipt) -> None:
         f"\n{counted(data.chunks, 'chunk')} of {size(data.plain_bytes)}, of which "
         f"{data.shared_chunks} of {size(data.shared_plain_bytes)} stay, as others need them"
     )
-    for by in data.shared[:_SHOWN]:
-        amount = f"{counted(by.chunks, 'chunk')} of {size(by.plain_bytes)}"
-        print(printable(f"  {by.why} needs {amount}"))
+    _print_sharing(data.shared)
+    for digest in (data.shared_digests or ())[:_SHOWN]:
+        print(f"  {digest} stays")
+    if (more := len(data.shared_digests or ()) - _SHOWN) > 0:
+        print(f"  {more} more stay: --json has their digests")
     print(f"{counted(len(data.deleted_objects), 'object')} of metadata deleted, such as manifests")
     if data.rewritten_bytes:
         print(f"{size(data.rewritten_bytes)} that others need were written anew")
@@ -253,6 +321,14 @@ def _print_rest(data: schemas.Receipt) -> None:
         )
     for why in data.waits:
         print(printable(f"waits: {why}"))
+
+
+def _print_sharing(shared: Sequence[schemas.SharingJson]) -> None:
+    for by in shared[:_SHOWN]:
+        amount = f"{counted(by.chunks, 'chunk')} of {size(by.plain_bytes)}"
+        print(printable(f"  {by.why} needs {amount}"))
+    if (more := len(shared) - _SHOWN) > 0:
+        print(f"  and {more} more need some of them: --json has them all")
 
 
 def _answer(node: schemas.PurgeNode) -> str:
@@ -281,3 +357,8 @@ def _print_nodes(data: schemas.Receipt) -> None:
     ]
     titles = ("NODE", "CACHE", "ACKNOWLEDGED (UTC)", "DROPPED", "COULD NOT BE ASKED", "SEEN (UTC)")
     table([Column(title) for title in titles], rows)
+    for node in data.nodes:
+        if node.gone is not None:
+            who, why = node.gone_by or "somebody", node.gone_reason or "no reason was given"
+            said = f"{who} said on {when(node.gone)} UTC that it will not come back: {why}"
+            print(printable(f"{node.node} is not waited for: {said}"))

@@ -58,6 +58,9 @@ def remove(
         typer.Option("--purge", help="For good: delete the bytes everywhere, with a receipt."),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --purge: do not ask.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --purge: say what would go, and change nothing.")
+    ] = False,
     message: Message = "",
 ) -> None:
     """Remove versions, with their variants; all of them or none.
@@ -71,6 +74,11 @@ def remove(
     """
     if every and (named := [ref for ref in refs if "@" in ref]):
         raise UsageError(f"--all takes names of models, and {named[0]} names a version")
+    if dry_run and not purge:
+        raise UsageError("--dry-run goes with --purge: what rm removes 'undelete' brings back")
+    if purge and dry_run:
+        purging.plan(cli, refs, every=every, force=force)
+        return
     if purge:
         purging.purge(cli, refs, every=every, force=force, yes=yes, message=message)
         return

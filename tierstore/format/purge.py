@@ -60,6 +60,8 @@ class PurgeOrder(Body, frozen=True, kw_only=True):
         version: The number of the version.
         manifest: The digest of its manifest, in hex.
         variants: The names of its variants that were found so far.
+        digests: The digests of the manifests of the version and its variants, in hex, by the
+            variant's name; that of the version by an empty one.
         updated_us: When somebody last went on with it, by the clock of whoever did.
         tries: How often somebody went on with it and did not end it: the next one waits longer.
         done: Whether nothing is left to do but by nodes.
@@ -89,6 +91,7 @@ class PurgeOrder(Body, frozen=True, kw_only=True):
     version: Seq
     manifest: Hex64
     variants: list[str] = msgspec.field(default_factory=list)
+    digests: dict[str, list[Hex64]] = msgspec.field(default_factory=dict)
     updated_us: Microseconds = 0
     tries: Count = 0
     done: bool = False
@@ -169,14 +172,15 @@ class Acknowledgement(Body, frozen=True, kw_only=True):
 
 
 class NodeNote(Body, frozen=True, kw_only=True):
-    """Says that there is an agent on a node.
+    """Says that there is an agent on a node, or that the node will not come back.
 
     Attributes:
         node: The node's name.
-        place: The agent's place, as in its acknowledgements.
+        place: The place, as in acknowledgements, of the agent, or of whoever says so.
         who: The user and the host.
         tool: The program and its version.
-        time_us: When, in microseconds since the epoch by the node's clock.
+        time_us: When, in microseconds since the epoch by the clock of whoever says so.
+        message: Why the node will not come back.
     """
 
     node: str
@@ -184,3 +188,4 @@ class NodeNote(Body, frozen=True, kw_only=True):
     who: str
     tool: str
     time_us: Microseconds
+    message: str = ""

@@ -43,7 +43,8 @@ class PurgeNode(Schema):
     """The caches of a node that one agent has; ``place`` is null where none is known.
 
     ``acknowledged`` is null until it has dropped all that was there, ``seen`` where nobody knows,
-    and ``gone`` unless it is said that the node will not come back.
+    and ``gone`` unless it is said that the node will not come back; ``gone_by`` says who did, and
+    ``gone_reason`` why.
     """
 
     node: str
@@ -53,6 +54,8 @@ class PurgeNode(Schema):
     failed: dict[str, str]
     seen: datetime | None
     gone: datetime | None
+    gone_by: str | None
+    gone_reason: str | None
 
 
 class Stays(Schema):
@@ -67,7 +70,9 @@ class Receipt(Schema):
 
     ``done`` says that what nothing else needs is in no durable tier any more; ``complete`` that all
     nodes have acknowledged, too. ``left`` and ``waits`` say what hinders it. ``manifests_left``
-    says why manifests stay, by their digests. Bytes of chunks are plain bytes as far as they are
+    says why manifests stay, by their digests. ``digests`` has those of the version and its
+    variants, by their references; ``shared_digests`` those of the chunks that stay, and is
+    null but in what ``purge show`` prints. Bytes of chunks are plain bytes as far as they are
     known; those of packs are stored bytes.
     """
 
@@ -77,6 +82,7 @@ class Receipt(Schema):
     message: str
     version: str
     variants: list[str]
+    digests: dict[str, list[str]]
     done: bool
     complete: bool
     updated: datetime
@@ -85,6 +91,7 @@ class Receipt(Schema):
     shared_chunks: int
     shared_plain_bytes: int
     shared: list[SharingJson]
+    shared_digests: list[str] | None
     tiers: list[PurgedTierJson]
     left: list[LeftPackJson]
     rewritten_bytes: int
@@ -95,6 +102,33 @@ class Receipt(Schema):
     nodes: list[PurgeNode]
     outstanding: list[str]
     stays: list[Stays]
+
+
+class PlannedTierJson(Schema):
+    """Packs of a tier that hold chunks of what would be purged, as its layouts say."""
+
+    tier: str
+    packs: int
+    bytes: int
+
+
+class Plan(Schema):
+    """What a purge would do; nothing was changed.
+
+    ``refused`` says why it would be refused, or is null. ``shared`` has who needs chunks that would
+    stay, ``nodes`` who would have to acknowledge, ``down`` why tiers could not be asked.
+    """
+
+    digests: dict[str, list[str]]
+    refused: str | None
+    chunks: int
+    plain_bytes: int
+    shared_chunks: int
+    shared_plain_bytes: int
+    shared: list[SharingJson]
+    tiers: list[PlannedTierJson]
+    down: dict[str, str]
+    nodes: list[str]
 
 
 class GoneNodes(Schema):

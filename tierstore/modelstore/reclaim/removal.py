@@ -159,21 +159,45 @@ class Removing:
             Conflict: Somebody needs one of them, or one is the newest of its model; or a patch that
                 is removed and can be brought back lies on one.
         """
+        going, late = self._apart(versions)
+        holders = Holders(self._names)
+        plan = self._plan_purge(going, late, holders, force=force)
+        self.carry_out(plan, holders, note, "purge")
+        for model, numbers in late.items():
+            for number in sorted(numbers):
+                self._protocol.purge_removed(model, number, note)
+
+    def look_at_purge(self, versions: Iterable[Version], *, force: bool) -> None:
+        """Raise ``Conflict`` where ``purge`` would do so now; nothing is changed."""
+        going, late = self._apart(versions)
+        holders = Holders(self._names)
+        self._plan_purge(going, late, holders, force=force).look(self._names, holders)
+
+    def _apart(
+        self, versions: Iterable[Version]
+    ) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
+        """Return the numbers of versions in force by model, and of those that are removed."""
         going: dict[str, set[int]] = {}
         late: dict[str, set[int]] = {}
         for version in _releases_first(versions):
             is_late = version.number in self._names.removals.of(version.model)
             (late if is_late else going).setdefault(version.model, set()).add(version.number)
+        return going, late
+
+    def _plan_purge(
+        self,
+        going: Mapping[str, Set[int]],
+        late: Mapping[str, Set[int]],
+        holders: Holders,
+        *,
+        force: bool,
+    ) -> Plan:
         if not force:
             self._refuse_newest(going)
-        holders = Holders(self._names)
         for model in going.keys() | late.keys():
-            self._refuse_below(model, going.get(model, set()) | late.get(model, set()), holders)
-        plan = Plan({model: sorted(numbers) for model, numbers in going.items()})
-        self.carry_out(plan, holders, note, "purge")
-        for model, numbers in late.items():
-            for number in sorted(numbers):
-                self._protocol.purge_removed(model, number, note)
+            every = {*going.get(model, ()), *late.get(model, ())}
+            self._refuse_below(model, every, holders)
+        return Plan({model: sorted(numbers) for model, numbers in going.items()})
 
     def _refuse_below(self, model: str, going: Set[int], holders: Holders) -> None:
         """Raise ``Conflict`` when a patch lies on one of these that can still be brought back.

@@ -30,7 +30,7 @@ from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.purge.content import Content, chunks_in, find, leftovers
 from tierstore.modelstore.reclaim.purge.frames import Frames
 from tierstore.modelstore.reclaim.purge.orders import Orders
-from tierstore.modelstore.reclaim.purge.sharing import Sharing, find_sharing
+from tierstore.modelstore.reclaim.purge.sharing import Shared, find_sharing
 from tierstore.modelstore.reclaim.repack import Repacked
 from tierstore.modelstore.reclaim.report import Report
 from tierstore.shown import counted
@@ -62,7 +62,7 @@ class _One:
     order: PurgeOrder
     content: Content
     in_home: tuple[PurgeOrder, PurgedContent | None]
-    sharing: Sharing = field(default_factory=Sharing)
+    sharing: Shared = field(default_factory=Shared)
     waits: list[str] = field(default_factory=list)
     unread: set[bytes] = field(default_factory=set)
     is_touched: bool = False
@@ -183,7 +183,10 @@ class Carrying(Errand):
                 one.content.manifests |= unfinished
             one.content.digests |= digests
             one.content.manifests |= manifests - one.unread
-            one.note(variants=sorted({*one.order.variants, *variants}))
+            one.note(
+                variants=sorted({*one.order.variants, *variants}),
+                digests=one.order.digests | variants,
+            )
 
     def _rebase(self, mark: Mark, marker: Marker, lease: HeldLease, gone: Set[bytes]) -> bool:
         deltas, done = self._frames.on(gone), False

@@ -87,16 +87,19 @@ class Content:
         return not (self.gone <= before.gone and self.deltas <= before.deltas)
 
 
-def find(home: Home, orders: Iterable[PurgeOrder]) -> dict[str, tuple[set[str], set[bytes]]]:
-    """Return the variants of purged versions, and the manifests that have their content.
+def find(
+    home: Home, orders: Iterable[PurgeOrder]
+) -> dict[str, tuple[dict[str, list[str]], set[bytes]]]:
+    """Return the variants of purged versions, and all manifests that have their content.
 
-    Those are a version's own, those of every entry of its variants, and the full ones of their
-    folds. The logs of a model's variants are read once.
+    The variants come with the digests of their own manifests, in hex. All manifests are the
+    version's own, those of every entry of its variants, and the full ones of their folds. The logs
+    of a model's variants are read once.
 
     Returns:
         Both by the id of the order.
     """
-    found: dict[str, tuple[set[str], set[bytes]]] = {}
+    found: dict[str, tuple[dict[str, list[str]], set[bytes]]] = {}
     by_version: dict[str, dict[int, list[tuple[str, bytes]]]] = {}
     for order in orders:
         if order.model not in by_version:
@@ -105,7 +108,10 @@ def find(home: Home, orders: Iterable[PurgeOrder]) -> dict[str, tuple[set[str], 
         manifests = {bytes.fromhex(order.manifest), *(manifest for _, manifest in own)}
         folds = (fold_of(home, Digest(one)) for one in manifests)
         every = manifests | {full.raw for full in folds if full is not None}
-        found[order.id] = {name for name, _ in own}, every
+        digests: dict[str, list[str]] = {}
+        for name, manifest in dict.fromkeys(own):
+            digests.setdefault(name, []).append(manifest.hex())
+        found[order.id] = digests, every
     return found
 
 

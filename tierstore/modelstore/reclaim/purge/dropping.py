@@ -148,7 +148,7 @@ class Dropping:
         self.orders.note(self.note_of(self._node))
         self._noted_s = time.monotonic()
 
-    def note_of(self, node: str) -> NodeNote:
+    def note_of(self, node: str, message: str = "") -> NodeNote:
         """Return what somebody with these caches says of a node now."""
         return NodeNote(
             node=node,
@@ -156,6 +156,7 @@ class Dropping:
             who=whoami(),
             tool=f"tierstore {package_version('tierstore')}",
             time_us=time.time_ns() // 1000,
+            message=message,
         )
 
     def drop_all(self, orders: Iterable[PurgeOrder]) -> list[Acknowledgement]:

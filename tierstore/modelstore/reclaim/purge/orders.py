@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -58,6 +58,21 @@ def together(orders: Iterable[PurgeOrder]) -> Iterator[list[PurgeOrder]]:
         yield group
 
 
+@dataclass(frozen=True, slots=True)
+class SaidGone:
+    """What was said of a node that will not come back.
+
+    Attributes:
+        since: When, by home's clock.
+        who: The user and the host; empty where the note cannot be read.
+        reason: Why; empty where nothing was said.
+    """
+
+    since: datetime
+    who: str = ""
+    reason: str = ""
+
+
 @dataclass(slots=True)
 class Nodes:
     """The nodes of a store.
@@ -66,15 +81,15 @@ class Nodes:
         places: The nodes of all places that have an agent, by the place.
         seen: When each node was seen last, by home's clock; ``None`` for a host that a reader's
             lease alone names.
-        gone: Since when a node was said to be gone, of those that were not seen since.
-        given_up: Since when a place was, of those that no agent used then: the node of one may use
+        gone: Who said that a node is gone, of those that were not seen since.
+        given_up: Who said it of a place, of those that no agent used then: the node of one may use
             other caches now.
     """
 
     places: dict[str, str] = field(default_factory=dict)
     seen: dict[str, datetime | None] = field(default_factory=dict)
-    gone: dict[str, datetime] = field(default_factory=dict)
-    given_up: dict[str, datetime] = field(default_factory=dict)
+    gone: dict[str, SaidGone] = field(default_factory=dict)
+    given_up: dict[str, SaidGone] = field(default_factory=dict)
 
 
 class Orders:
@@ -225,6 +240,19 @@ class Orders:
         key = f"{NODES}{segment(note.node)}/{_GONE}"
         self._blobs.put(key, seal_body(Kind.NODE, note))
 
+    def _said_gone(self, since: Mapping[str, datetime]) -> dict[str, SaidGone]:
+        """Return what the notes say of nodes that are gone; it counts by when it was written."""
+        found = {node: SaidGone(when) for node, when in since.items()}
+        keys = {f"{NODES}{segment(node)}/{_GONE}": node for node in since}
+        for key, data in self._blobs.get_many(list(keys)).items():
+            try:
+                note = unseal_body(Kind.NODE, data, NodeNote, key)
+            except (Damaged, UnsupportedFormat) as error:
+                _log.warning("%s", error)
+                continue
+            found[keys[key]] = SaidGone(since[keys[key]], note.who, note.message)
+        return found
+
     def knows(self, name: str, node: str, place: str) -> bool:
         """Return whether a place has a note, or has said anything to an order."""
         keys = [f"{ACKS}{name}/{place}", f"{NODES}{segment(node)}/{place}"]
@@ -249,12 +277,13 @@ class Orders:
                     found.seen[name] = max(found.seen.get(name) or seen, seen)
                     if prefix == NODES:
                         found.places[last], noted[last] = name, seen
+        said = self._said_gone(gone)
         for name, since in gone.items():
             if (found.seen.get(name) or since) <= since:
-                found.gone[name] = since
+                found.gone[name] = said[name]
         for place, node in found.places.items():
-            if (since := gone.get(node, noted[place])) - noted[place] >= _NOT_RENEWED:
-                found.given_up[place] = since
+            if gone.get(node, noted[place]) - noted[place] >= _NOT_RENEWED:
+                found.given_up[place] = said[node]
         for lease in in_force(self._blobs, "reader"):
             found.seen.setdefault(lease.host, None)
             found.gone.pop(lease.host, None)

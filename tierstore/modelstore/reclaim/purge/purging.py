@@ -9,7 +9,14 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tierstore.arguments import as_message
-from tierstore.errors import NotFound, TierstoreError, UsageError
+from tierstore.errors import (
+    Conflict,
+    Damaged,
+    NotFound,
+    TierstoreError,
+    UnsupportedFormat,
+    UsageError,
+)
 from tierstore.format.purge import PurgeOrder
 from tierstore.ids import Digest, ModelRef
 from tierstore.modelstore.care.rebase import Rebasing
@@ -26,6 +33,7 @@ from tierstore.modelstore.reclaim.purge.content import Content
 from tierstore.modelstore.reclaim.purge.dropping import Dropping
 from tierstore.modelstore.reclaim.purge.frames import Frames
 from tierstore.modelstore.reclaim.purge.orders import Nodes, Orders, together
+from tierstore.modelstore.reclaim.purge.planning import PurgePlan, plan_of
 from tierstore.modelstore.reclaim.purge.receipt import PurgeReceipt, receipt_of
 from tierstore.modelstore.reclaim.reclaim import Reclaim
 from tierstore.modelstore.reclaim.removal import Removing, as_text
@@ -105,6 +113,41 @@ class Purges:
         self._drop([self._orders.get(name) for name in names])
         return self._receipts(names, waits)
 
+    def plan(self, *refs: str | Version, force: bool = False) -> PurgePlan:
+        """Return what ``Store.purge`` would do with these versions; nothing is changed.
+
+        All manifests of the store are read for that.
+
+        Args:
+            refs: References to the versions.
+            force: Whether the newest version of a model may go, too.
+
+        Raises:
+            UsageError: No version was named, or a variant alone.
+            NotFound: There is no such version.
+            Damaged, UnsupportedFormat: Something cannot be read that may need chunks of them.
+            BackendError: The store's home cannot be asked.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> for value in (1.0, 2.0):
+            ...     _ = store.save("ranker", {"w": np.full(3, value, np.float32)}, base=None)
+            >>> plan = store.purges.plan("ranker@1")
+            >>> plan.chunks, plan.shared_chunks, plan.refused
+            (1, 0, None)
+        """
+        versions = list({str(one): one for one in map(self._any_version, refs)}.values())
+        if not versions:
+            raise UsageError("no version was named; give references, such as 'ranker@3'")
+        refused = None
+        try:
+            self._removing.look_at_purge(versions, force=force)
+        except Conflict as error:
+            refused = str(error)
+        orders = [_order(version, "") for version in versions]
+        nodes = receipt_of(orders[0], {}, self._orders.nodes()).outstanding
+        return plan_of(self._home, orders, refused, nodes)
+
     def _remove(
         self,
         versions: Sequence[Version],
@@ -145,18 +188,7 @@ class Purges:
 
     def _give(self, versions: Sequence[Version], note: str) -> dict[str, PurgeOrder]:
         """Write an order for each version; return them by their ids."""
-        orders = [
-            PurgeOrder(
-                id=uuid.uuid4().hex,
-                time_us=time.time_ns() // 1000,
-                who=whoami(),
-                message=note,
-                model=version.model,
-                version=version.number,
-                manifest=version.digest.hex,
-            )
-            for version in versions
-        ]
+        orders = [_order(version, note) for version in versions]
         given: dict[str, PurgeOrder] = {}
         for order, content in noted(self._home, orders) if orders else ():
             self._create(order, content)
@@ -298,7 +330,7 @@ class Purges:
             >>> store.purges.receipt("ranker@1").message
             'request 7'
         """
-        [found] = self._receipts([self._orders.find(name).id], None)
+        [found] = self._receipts([self._orders.find(name).id], None, with_chunks=True)
         return found
 
     def all(self) -> list[PurgeReceipt]:
@@ -311,7 +343,7 @@ class Purges:
         """
         return self._receipts([one.id for one in self._orders.all()], None)
 
-    def say_gone(self, *nodes: str) -> None:
+    def say_gone(self, *nodes: str, reason: str) -> None:
         """Say that nodes will never come back, so that no purge waits for them.
 
         One that comes back all the same counts again once it is seen, and drops what was purged
@@ -319,25 +351,35 @@ class Purges:
 
         Args:
             nodes: The names of the nodes, as receipts have them.
+            reason: How it is known, in words; receipts tell it, with who said so and when.
 
         Raises:
             NotFound: There is no such node; none was said to be gone.
+            UsageError: There is no reason.
 
         Examples:
             >>> store = tierstore.init("store")
-            >>> store.purges.say_gone("node7")
+            >>> store.purges.say_gone("node7", reason="its disk was shredded")
             Traceback (most recent call last):
                 ...
             tierstore.errors.NotFound: the store knows no node 'node7'...
         """
+        note = as_message(reason)
+        if not note.strip():
+            raise UsageError(
+                "give a reason: a receipt that waits for no answer of a node must say how it is "
+                "known that nothing is left there"
+            )
         known = self._orders.nodes().seen
         if missing := [node for node in nodes if node not in known]:
             some = f", but {', '.join(sorted(known)[:_SHOWN])}" if known else ""
             raise NotFound(f"the store knows no node {missing[0]!r}{some}")
         for node in nodes:
-            self._orders.say_gone(self._dropping.note_of(node))
+            self._orders.say_gone(self._dropping.note_of(node, note))
 
-    def _receipts(self, names: Sequence[str], waits: str | None) -> list[PurgeReceipt]:
+    def _receipts(
+        self, names: Sequence[str], waits: str | None, *, with_chunks: bool = False
+    ) -> list[PurgeReceipt]:
         nodes = self._orders.nodes() if names else Nodes()
         found = []
         for name in names:
@@ -348,8 +390,30 @@ class Purges:
                     f"{order.model}@{order.version} is not purged: whoever asked for it ended "
                     "before that, or is about to do it. Ask again; else this receipt goes in a day"
                 )
-            found.append(receipt_of(order, said, nodes, why))
+            shared = self._shared_digests(name) if with_chunks else None
+            found.append(receipt_of(order, said, nodes, why, shared))
         return found
+
+    def _shared_digests(self, name: str) -> list[str] | None:
+        """Return the digests of the chunks of an order that stay, in hex."""
+        try:
+            content = Content.read(self._orders.content(name))
+        except (Damaged, UnsupportedFormat) as error:
+            _log.warning("%s", error)
+            return None
+        return [digest.hex() for digest in sorted(content.kept)]
+
+
+def _order(version: Version, note: str) -> PurgeOrder:
+    return PurgeOrder(
+        id=uuid.uuid4().hex,
+        time_us=time.time_ns() // 1000,
+        who=whoami(),
+        message=note,
+        model=version.model,
+        version=version.number,
+        manifest=version.digest.hex,
+    )
 
 
 def _key(version: Version) -> tuple[str, int]:

@@ -106,6 +106,8 @@ class NodeState:
         failed: Why a tier or cache could not be asked, by its name.
         seen: When the store last saw the node; ``None`` for one that a reader's lease alone names.
         gone: Since when it is said that the node will not come back, if it was not seen since.
+        gone_by: Who said so: ``user@host``; ``None`` where ``gone`` is, or nobody knows.
+        gone_reason: Why, in the words of that one; ``None`` likewise.
     """
 
     node: str
@@ -115,6 +117,8 @@ class NodeState:
     failed: Mapping[str, str]
     seen: datetime | None
     gone: datetime | None
+    gone_by: str | None = None
+    gone_reason: str | None = None
 
     @property
     def is_outstanding(self) -> bool:
@@ -133,6 +137,8 @@ class PurgeReceipt:
         message: Why.
         version: The version that was purged.
         variants: Its variants, which went along.
+        digests: The digests of the manifests of all these, in hex, by their references. A variant
+            that was made several times has several, and all were purged.
         is_done: Whether what nothing else needs is in no durable tier any more, and no manifest.
             What nodes keep is told by ``nodes``.
         updated: When somebody last went on with it.
@@ -141,6 +147,8 @@ class PurgeReceipt:
         shared_chunks: How many of them stay, as somebody else needs them.
         shared_plain_bytes: Their bytes.
         shared: Who needs these; a chunk counts for each.
+        shared_digests: Their digests in hex, rising, with those that somebody needs for a while;
+            ``None`` where a list of receipts was asked for, or their record is damaged.
         tiers: What was deleted from each durable tier, and what is left.
         left: Every pack with purged chunks that is still there, with the reason.
         rewritten_bytes: Bytes that were written anew because they lay beside or on what went.
@@ -159,6 +167,7 @@ class PurgeReceipt:
     message: str
     version: str
     variants: Sequence[str]
+    digests: Mapping[str, Sequence[str]]
     is_done: bool
     updated: datetime
     chunks: int
@@ -166,6 +175,7 @@ class PurgeReceipt:
     shared_chunks: int
     shared_plain_bytes: int
     shared: Sequence[Sharing]
+    shared_digests: Sequence[str] | None
     tiers: Sequence[PurgedTier]
     left: Sequence[LeftPack]
     rewritten_bytes: int
@@ -192,6 +202,7 @@ def receipt_of(
     said: Mapping[str, Acknowledgement],
     nodes: Nodes,
     waits: str | None = None,
+    shared_digests: Sequence[str] | None = None,
 ) -> PurgeReceipt:
     """Return the receipt of an order.
 
@@ -200,6 +211,7 @@ def receipt_of(
         said: What was said to it, by the place.
         nodes: The nodes of the store.
         waits: Why nobody could go on with it just now.
+        shared_digests: The digests of its chunks that stay, in hex.
     """
     ref = f"{order.model}@{order.version}"
     left = [one for one in order.packs if not one.gone]
@@ -210,6 +222,10 @@ def receipt_of(
         message=order.message,
         version=ref,
         variants=[f"{ref}+{name}" for name in order.variants],
+        digests={
+            f"{ref}+{name}" if name else ref: digests
+            for name, digests in sorted({**order.digests, "": [order.manifest]}.items())
+        },
         is_done=order.done,
         updated=_time(order.updated_us or order.time_us),
         chunks=order.chunks,
@@ -217,6 +233,7 @@ def receipt_of(
         shared_chunks=order.shared_chunks,
         shared_plain_bytes=order.shared_plain_bytes,
         shared=[Sharing(one.why, one.chunks, one.plain_bytes) for one in order.shared],
+        shared_digests=shared_digests,
         tiers=_tiers(order),
         left=[LeftPack(one.pack, one.tier, one.bytes, one.why) for one in left],
         rewritten_bytes=order.rewritten_bytes,
@@ -261,7 +278,8 @@ def _nodes(order: PurgeOrder, said: Mapping[str, Acknowledgement], nodes: Nodes)
         dropped = {} if one is None else one.dropped
         failed = {} if one is None else one.failed
         seen, gone = nodes.seen.get(node), nodes.gone.get(node) or nodes.given_up.get(place or "")
-        found.append(NodeState(node, place, when, dropped, failed, seen, gone))
+        told = (gone.since, gone.who or None, gone.reason or None) if gone else (None, None, None)
+        found.append(NodeState(node, place, when, dropped, failed, seen, *told))
     return sorted(found, key=lambda one: (not one.is_outstanding, one.node, one.place or ""))
 
 

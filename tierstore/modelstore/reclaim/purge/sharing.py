@@ -14,7 +14,7 @@ from tierstore.modelstore.reclaim.purge.frames import Frames
 
 
 @dataclass(slots=True)
-class Sharing:
+class Shared:
     """What others need of the chunks of one order.
 
     Attributes:
@@ -32,7 +32,7 @@ class Sharing:
 
 def find_sharing(
     contents: Sequence[Set[bytes]], mark: Mark, layouts: Layouts, frames: Frames
-) -> list[Sharing]:
+) -> list[Shared]:
     """Find out who else needs the chunks of orders.
 
     The chunks that one root needs are held in memory at a time, and of each only whose it is.
@@ -46,7 +46,7 @@ def find_sharing(
     Returns:
         What is shared of each order, in the same order.
     """
-    found = [Sharing() for _ in contents]
+    found = [Shared() for _ in contents]
     whose = _owners(contents)
     manifests: dict[tuple[str, bool], list[Digest]] = defaultdict(list)
     for manifest, reason in (mark.below | mark.kept).items():
@@ -87,9 +87,7 @@ def _by_order(
     return found
 
 
-def _note(
-    one: Sharing, why: str, parts: Sequence[tuple[Set[bytes], int]], *, is_firm: bool
-) -> None:
+def _note(one: Shared, why: str, parts: Sequence[tuple[Set[bytes], int]], *, is_firm: bool) -> None:
     """Note who needs chunks of an order, for good or for a while."""
     chunks = [part for part, _ in parts]
     one.kept.update(*chunks)
