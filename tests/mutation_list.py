@@ -7200,11 +7200,35 @@ _CONDEMNED_MANIFESTS = (
         "modelstore/home/sealing.py",
         "    salt = secrets.token_bytes(SALT_BYTES)\n",
         "    salt = msgspec.UNSET\n",
+        "while home.condemned.may_hold(digest.raw, True) and ",
+        "while False and ",
         (
             "integration/test_condemned_manifests.py::"
             "test_equal_content_is_saved_under_another_digest",
             "integration/test_condemned_manifests.py::"
             "test_a_patch_a_fold_and_a_release_are_as_well",
+        ),
+    ),
+    Mutation(
+        "condemned-name-and-no-other-one",
+        "SPEC 7: `salt` gives equal content another digest, the same for all who save it.",
+        "modelstore/home/sealing.py",
+        "salt = blake3.blake3(digest.raw, derive_key_context=_CONTEXT).digest(SALT_BYTES)",
+        "salt = secrets.token_bytes(SALT_BYTES)",
+        (
+            "integration/test_condemned_manifests.py::"
+            "test_equal_content_is_saved_under_another_digest",
+        ),
+    ),
+    Mutation(
+        "condemned-name-again-with-its-salt",
+        "SPEC 7: With the salt before, where that one was condemned as well.",
+        "modelstore/home/sealing.py",
+        "        while home.condemned.may_hold(",
+        "        if home.condemned.may_hold(",
+        (
+            "integration/test_condemned_manifests.py::"
+            "test_what_is_purged_again_and_again_gets_a_new_digest_each_time",
         ),
     ),
     Mutation(

@@ -3,10 +3,10 @@
 ``model.py`` deletes only what has a random name. A manifest is named by its content, so it could
 come back under a name that somebody is about to delete. Here it is seen that this is safe as long
 as a name that was condemned is condemned for ever, and whoever writes such content again gives it
-another name.
+another name, which is the same for all who do.
 
-There is one content: the file "x", whose manifest is ``m`` at first. ``m-w`` is that content,
-sealed once more by the party "w", and ``y'`` what it publishes once ``y`` was refused. ``P/m`` is a
+There is one content: the file "x", whose manifest is ``m`` at first. ``m'`` is that content, sealed
+once more, and ``y'`` what a party publishes once ``y`` was refused. ``P/m`` is a
 patch on ``m``; ``P/b`` and ``Q/b`` are patches that make "x" of ``b``, and ``F`` is the full
 manifest that a fold of either names. Packs are random names; each begins with its chunk. Moves are
 no objects here: ``ways`` are all packs to which a layout or a move ever led, and layouts come and
@@ -428,7 +428,7 @@ def save(
     It knows nothing of what is condemned. Where its name turns out to be, it takes the version
     back, and goes on once under another name.
     """
-    manifest = f"{equal}-{owner}" if again else equal
+    manifest = f"{equal}'" if again else equal
     if REFUSED in rules:
         _, _, names = yield read_list()
         if equal in names:
@@ -569,7 +569,7 @@ def name(rules: frozenset[str], title: str, version: str, owner: str) -> Steps:
 
 def fold(rules: frozenset[str], manifest: str, owner: str, again: bool = False) -> Steps:
     """Fold a patch of a version that is in force; once more where its name is condemned."""
-    full = f"F-{owner}" if again else "F"
+    full = "F'" if again else "F"
     yield put_manifest(full)
     yield store_again(full, owner)
     yield put_layout(full, "")

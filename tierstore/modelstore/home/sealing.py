@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 
+import blake3
 import msgspec
 
 from tierstore.errors import Damaged
@@ -11,9 +12,14 @@ from tierstore.format.manifest import SALT_BYTES, Manifest, seal_manifest
 from tierstore.ids import Digest
 from tierstore.modelstore.home.home import Home
 
+_CONTEXT = "tierstore salt of a manifest whose name was condemned"
+
 
 def seal_fit(home: Home, manifest: Manifest, is_again: bool) -> tuple[Digest, bytes]:
     """Seal a manifest; where its name is condemned, with a salt, which gives it another one.
+
+    The salt is made of that name, so that equal content has one name again, whoever saves it; where
+    that was condemned as well, the next salt is made of it. Such a name is a name like any other.
 
     Home is asked for nothing as long as no list that this process has read has the name: whoever
     looks at the newest list after the entry finds out the rest.
@@ -21,23 +27,22 @@ def seal_fit(home: Home, manifest: Manifest, is_again: bool) -> tuple[Digest, by
     Args:
         home: The store's home.
         manifest: The manifest.
-        is_again: Whether the name was condemned that it had before.
+        is_again: Whether the name was condemned that it had before: then the newest list is read.
 
     Returns:
         The digest, which is the name, and the sealed object.
     """
-    if not is_again:
-        digest, sealed = seal_manifest(manifest)
-        if not (home.reclaims and home.condemned.may_hold(digest.raw)):
-            return digest, sealed
-        if not _is_condemned(home, digest):
-            return digest, sealed
-    salt = secrets.token_bytes(SALT_BYTES)
-    return seal_manifest(msgspec.structs.replace(manifest, salt=salt))
-
-
-def _is_condemned(home: Home, digest: Digest) -> bool:
+    digest, sealed = seal_manifest(manifest)
     try:
-        return bool(home.condemned.among([digest.raw]))
-    except Damaged:  # then another name is safe, and the look after the entry says what is wrong
-        return True
+        while home.reclaims and _is_condemned(home, digest, is_again):
+            salt = blake3.blake3(digest.raw, derive_key_context=_CONTEXT).digest(SALT_BYTES)
+            digest, sealed = seal_manifest(msgspec.structs.replace(manifest, salt=salt))
+    except Damaged:  # then any other name is safe, and the look after the entry says what is wrong
+        salt = secrets.token_bytes(SALT_BYTES)
+        digest, sealed = seal_manifest(msgspec.structs.replace(manifest, salt=salt))
+    return digest, sealed
+
+
+def _is_condemned(home: Home, digest: Digest, is_again: bool) -> bool:
+    condemned = home.condemned
+    return (is_again or condemned.may_hold(digest.raw)) and bool(condemned.among([digest.raw]))
