@@ -356,8 +356,8 @@ def test_leases_of_killed_processes_are_removed_by_saves() -> None:
     for _ in range(3):
         WriterLease(home).renew()
     keys = [info.key for info in home.list("leases/")]
-    home.put("leases/damaged", b"?")
-    ages = {keys[0]: 2 * leases.TTL_S + 60, keys[1]: 2 * leases.TTL_S - 60, "leases/damaged": 1e6}
+    home.put(f"leases/{0:032x}", b"?")
+    ages = {keys[0]: 2 * leases.TTL_S + 60, keys[1]: 2 * leases.TTL_S - 60, f"leases/{0:032x}": 1e6}
     for key, age in ages.items():
         data, mtime = home._blobs[key]
         home._blobs[key] = data, mtime - age

@@ -26,6 +26,7 @@ are durable.
 
 DURABLE: frozenset[Role] = frozenset({"warm", "cold"})
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
+_PIN = re.compile(re.escape(PINS) + r"([0-9a-f]{64})(?:-[0-9a-f]{16})?\Z")
 HOME_NAME = "home"
 """The name of home as a durable tier; no other tier may have it."""
 
@@ -171,6 +172,12 @@ def tiers_seq(key: str) -> int | None:
 def pin_key(version: str) -> str:
     """Return the key of the pin of a version (hex digest of its manifest)."""
     return PINS + version
+
+
+def pinned_version(key: str) -> str | None:
+    """Return the hex digest of the version that a pin is of; ``None`` if it is no pin's key."""
+    match = _PIN.match(key)
+    return match[1] if match else None
 
 
 def seal_tiers(tiers: TierList) -> bytes:

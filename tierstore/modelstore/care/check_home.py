@@ -15,10 +15,11 @@ from tierstore.format.reflog import Lease, Report
 from tierstore.format.retention import Retention
 from tierstore.format.sealed import Body, Kind, unseal_body
 from tierstore.format.segments import parse_any_segment
-from tierstore.format.tiers import HEAT, PINS, Pin
+from tierstore.format.tiers import HEAT, PINS, Pin, pinned_version
 from tierstore.ids import Buffer
 from tierstore.modelstore.care.check_findings import Finding, brief
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.leases import is_lease
 from tierstore.modelstore.names.purgerecords import find_lost_records
 from tierstore.modelstore.names.removed import Removals
 
@@ -36,6 +37,14 @@ def _move(data: Buffer, key: str) -> object:
 def _mark(data: Buffer, key: str) -> object:
     pack = keys.pack_of(key)
     return None if pack is None else parse_mark(data, pack, key)
+
+
+def _pin(data: Buffer, key: str) -> object:
+    return None if pinned_version(key) is None else unseal_body(Kind.PIN, data, Pin, key)
+
+
+def _lease(data: Buffer, key: str) -> object:
+    return unseal_body(Kind.LEASE, data, Lease, key) if is_lease(key) else None
 
 
 def _sealed(kind: Kind, body: type[Body]) -> _Parse:
@@ -60,10 +69,10 @@ _NEEDED: list[tuple[str, _Parse, str]] = [
         _sealed(Kind.PURGED, PurgedContent),
         "nodes do not know what to drop until 'tierstore purge run' found it again",
     ),
-    (PINS, _sealed(Kind.PIN, Pin), "it pins without end"),
+    (PINS, _pin, "it pins without end"),
     (
         keys.LEASES,
-        _sealed(Kind.LEASE, Lease),
+        _lease,
         "no garbage is collected until it ends, in some hours",
     ),
 ]

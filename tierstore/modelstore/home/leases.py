@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import socket
 import uuid
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from tierstore.modelstore.home.probe import home_now_s
 from tierstore.modelstore.home.refs import whoami
 
 TTL_S = 4 * 3600
+_LEASE = re.compile(re.escape(LEASES) + r"[0-9a-f]{32}\Z")
 _log = logging.getLogger("tierstore.leases")
 
 
@@ -34,6 +36,11 @@ def new_lease(role: Literal["writer", "reader"]) -> Lease:
         pid=os.getpid(),
         ttl_s=TTL_S,
     )
+
+
+def is_lease(key: str) -> bool:
+    """Return whether a key is that of a lease; what else lies there is somebody else's."""
+    return _LEASE.match(key) is not None
 
 
 def writers(home_blobs: BlobStore) -> dict[str, Lease]:
@@ -86,6 +93,8 @@ def standing(home_blobs: BlobStore, now_s: float) -> StandingLeases:
     """
     found, ended, until_s = list[Lease](), list[str](), dict[str, float]()
     for info in home_blobs.list(LEASES):
+        if not is_lease(info.key):
+            continue
         age_s = now_s - info.mtime
         try:
             lease = unseal_body(Kind.LEASE, home_blobs.get(info.key), Lease, info.key)
@@ -156,7 +165,8 @@ class WriterLease:
         Home's own clock decides: the time of this lease, which was just written, is its now.
         """
         try:
-            found = {info.key: info.mtime for info in self._home_blobs.list(LEASES)}
+            listed = self._home_blobs.list(LEASES)
+            found = {info.key: info.mtime for info in listed if is_lease(info.key)}
             now = found.get(self._key, 0.0)
             old = [key for key, mtime in found.items() if now - mtime > 2 * TTL_S]
             self._home_blobs.delete(

@@ -23,11 +23,16 @@ from tierstore.modelstore.reclaim.holdings import Holdings
 from tierstore.modelstore.reclaim.purge.content import Content
 from tierstore.modelstore.reclaim.purge.orders import Orders
 from tierstore.modelstore.reclaim.repair.objects import Objects
+from tierstore.modelstore.reclaim.repair.report import Outcome
 from tierstore.modelstore.reclaim.repair.users import Users
 from tierstore.modelstore.reclaim.repair.wanted import read_tables
 from tierstore.shown import counted
 
 _Unread = (Damaged, NotFound, UnsupportedFormat)
+
+
+_FOREIGN = 999_000_000
+"""Collectors never come to higher numbers of lists."""
 
 
 class _Now(TypedDict):
@@ -86,13 +91,35 @@ class ListRepair:
         note = f"it has {counted(len(segments), 'segment')}, all that are there"
         if bad:
             note += f", but for {len(bad)} that are damaged: what they condemned is lost"
-        number = int(key.removeprefix(keys.GC))
+        number = _number(key)
+        if number > _FOREIGN:
+            self._replace_foreign(key, why, segments, note, "lost" if bad else "repaired")
+            return
 
         def write() -> bool:
             return self._home.condemned.follow(number, segments, **self._now())
 
         done = f"replaced by list {number + 1}"
         self._objects.change(write, key, why, done, note, "lost" if bad else "repaired")
+
+    def _replace_foreign(
+        self, key: str, why: str, segments: list[str], note: str, outcome: Outcome
+    ) -> None:
+        """Write the list behind the highest one of a number that collectors reach, and delete this.
+
+        None can be written behind it; and until it is gone all segments that are there hold.
+        """
+        own = map(_number, self._lists())
+        last = max((one for one in own if one <= _FOREIGN), default=0)
+
+        def write() -> bool:
+            is_written = self._home.condemned.follow(last, segments, **self._now())
+            if is_written:
+                self._home.blobs.delete([key])
+            return is_written
+
+        done = f"deleted, as no collector has come to its number, and replaced by list {last + 1}"
+        self._objects.change(write, key, why, done, note, outcome)
 
     def _replace_segments(
         self, key: str, number: int, there: set[str], bad: dict[str, str]
@@ -153,3 +180,7 @@ class ListRepair:
         for pack in held | live:
             if pack in moved or pack not in live or pack not in held:
                 yield pack
+
+
+def _number(key: str) -> int:
+    return int(key.removeprefix(keys.GC))

@@ -27,11 +27,11 @@ from tierstore.format.reflog import Lease, Report
 from tierstore.format.retention import Retention
 from tierstore.format.sealed import Kind, mended, seal_body, unseal_body
 from tierstore.format.segments import parse_any_segment
-from tierstore.format.tiers import HEAT, PINS, Pin
+from tierstore.format.tiers import HEAT, PINS, Pin, pinned_version
 from tierstore.ids import Digest
 from tierstore.modelstore.home.ahead import ahead, parallel
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.home.leases import TTL_S
+from tierstore.modelstore.home.leases import TTL_S, is_lease
 from tierstore.modelstore.home.pins import holder_mark
 from tierstore.modelstore.home.refs import whoami
 from tierstore.modelstore.home.reserve import with_reserve
@@ -248,7 +248,8 @@ def repair_leases(objects: Objects) -> None:
     def parse(key: str, data: memoryview) -> object:
         return unseal_body(Kind.LEASE, data, Lease, key)
 
-    for one in objects.broken(Kind.LEASE, objects.listed(keys.LEASES), parse):
+    listed = filter(is_lease, objects.listed(keys.LEASES))
+    for one in objects.broken(Kind.LEASE, listed, parse):
         try:
             left_s = objects.blobs.info(one.key).mtime + 2 * TTL_S - time.time()
         except NotFound:  # given back since
@@ -333,7 +334,8 @@ def repair_pins(objects: Objects, home: Home) -> None:
     def parse(key: str, data: memoryview) -> object:
         return unseal_body(Kind.PIN, data, Pin, key)
 
-    found = list(objects.broken(Kind.PIN, objects.listed(PINS), parse))
+    listed = [key for key in objects.listed(PINS) if pinned_version(key) is not None]
+    found = list(objects.broken(Kind.PIN, listed, parse))
     if not found:
         return
     holders = dict(_holders(home))
