@@ -145,14 +145,6 @@ class Writer:
             Conflict: What a patch lies on was purged meanwhile.
             Damaged: It is unknown what is condemned.
         """
-        entries = self._store(files)
-        manifest = Manifest(chunk_size=self._chunk_size, files=entries, lineage=tuple(lineage))
-        if patch is not None:
-            manifest = patch_manifest(entries[0], patch, self._chunk_size)
-        return publish(what, partial(self._write, manifest), partial(self._look, what.below))
-
-    def _store(self, files: Sequence[SourceFile]) -> tuple[FileEntry, ...]:
-        """Store the chunks of files that the store lacks, and return what manifests say of them."""
         check_tree([file.path for file in files])  # before anything is stored
         self._total = sum(file.size for file in files)
         for reused in [file.reused for file in files if file.reused is not None]:
@@ -161,7 +153,10 @@ class Writer:
             self._reuse([*reused.places, *reused.bases])
         entries = tuple(map(self._write_file, files))
         self._packer.finish()
-        return entries
+        manifest = Manifest(chunk_size=self._chunk_size, files=entries, lineage=tuple(lineage))
+        if patch is not None:
+            manifest = patch_manifest(entries[0], patch, self._chunk_size)
+        return publish(what, partial(self._write, manifest), partial(self._look, what.below))
 
     def _write(self, manifest: Manifest, is_again: bool) -> Digest:
         """Write a manifest, and what leads to its chunks; return its digest, which is its name."""
