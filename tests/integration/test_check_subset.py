@@ -23,8 +23,8 @@ from tierstore.errors import Unreachable, UsageError
 from tierstore.format.keys import FOLDS, LAYOUTS, PACKS, REFS, VERSIONS, pack_key
 from tierstore.format.table import PACK_HEADER_BYTES
 from tierstore.format.tiers import TierSpec
-from tierstore.modelstore.care.check import CheckReport
 from tierstore.modelstore.care.check_data import PackData
+from tierstore.modelstore.care.check_report import CheckReport
 from tierstore.modelstore.home.home import create_config
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import FaultyStore

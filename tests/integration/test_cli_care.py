@@ -112,6 +112,18 @@ def test_doctor_tells_what_is_gone_altogether(
     assert json.loads(capsys.readouterr().out)["store"]["lost"] == []
 
 
+def test_doctor_tells_which_models_have_lost_all_versions(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(["alias", "set", "m@prod", "m@1"])
+    shutil.rmtree(root / "refs" / "m" / "versions")
+    capsys.readouterr()
+    run(["doctor", "--json"])
+    assert json.loads(capsys.readouterr().out)["store"]["lost"] == ["refs/m/"]
+    run(["doctor"])
+    assert "refs/m/ has no version, or all" in " ".join(capsys.readouterr().out.split())
+
+
 def test_doctor_misses_nothing_in_a_store_without_versions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,8 @@ from tests.integration.kit import created
 from tierstore import Dense
 from tierstore.blobs.base import BlobInfo
 from tierstore.blobs.memory import MemoryStore
-from tierstore.format.keys import HEAD, PACKS
+from tierstore.errors import Damaged
+from tierstore.format.keys import HEAD, PACKS, version_key
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.reclaim import readcache
 from tierstore.modelstore.reclaim.collector import Collector
@@ -73,7 +74,8 @@ def test_the_next_process_reads_what_is_new(store: Store, blobs: MemoryStore, pa
     assert path.stat().st_mode & 0o077 == 0 or path.parent.stat().st_mode & 0o077 == 0
     save(store, 4)
     read = read_by(blobs, path)
-    assert sorted(key.partition("/")[0] for key in read) == ["layouts", "refs", "versions"]
+    # the entry, and the hint of its log
+    assert sorted(key.partition("/")[0] for key in read) == ["layouts", "refs", "refs", "versions"]
 
 
 def test_what_was_just_written_is_not_kept(
@@ -82,6 +84,21 @@ def test_what_was_just_written_is_not_kept(
     monkeypatch.setattr(readcache, "SETTLED_S", 10)
     first = read_by(blobs, path)
     assert read_by(blobs, path) == first
+
+
+def test_of_a_manifest_that_was_lost_since_all_stays(
+    store: Store, blobs: MemoryStore, path: Path
+) -> None:
+    """What it needs is known by its layout; who knows that not stops."""
+    collect(blobs, path)
+    before = packs(blobs)
+    blobs.delete([version_key(store.resolve("m@1").digest)])
+    assert {one.state for one in collect(blobs, path).packs} == {"live"}
+    assert packs(blobs) == before
+    with pytest.raises(Damaged, match=r"m@1 .*cannot be loaded"):
+        Collector(Home(blobs)).run(grace_s=0, window_s=0)
+    assert packs(blobs) == before
+    assert store.check().damaged
 
 
 def test_a_layout_that_was_written_over_is_read_again(

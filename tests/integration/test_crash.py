@@ -21,7 +21,7 @@ from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import BackendError, OutOfSpace, Unreachable
 from tierstore.format.keys import pack_key
 from tierstore.format.layout import parse_segment
-from tierstore.modelstore.care.check import CheckReport
+from tierstore.modelstore.care.check_report import CheckReport
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Crashed, Fault, FaultyStore
 

@@ -25,7 +25,7 @@ from tierstore.format.safetensors import build_header
 from tierstore.format.sealed import Kind, seal, unseal
 from tierstore.format.storeconfig import Features, encode_config, parse_config
 from tierstore.ids import Digest
-from tierstore.modelstore.care.check import CheckReport
+from tierstore.modelstore.care.check_report import CheckReport
 from tierstore.modelstore.store import Store
 
 RNG = np.random.default_rng(8)

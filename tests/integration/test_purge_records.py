@@ -117,7 +117,7 @@ def test_what_was_begun_is_purged_again_when_its_log_lost_that(
     with opened(blobs, cache) as other:
         assert PURGES + receipt.id in damage(other)
         if mended_by == "repair":
-            assert LOG in [one.key for one in other.repair().objects]
+            assert any(one.key.startswith(LOG) for one in other.repair().objects)
     is_purged(blobs, cache, monkeypatch)
 
 

@@ -34,7 +34,7 @@ from tierstore.format.sealed import Kind, seal, seal_body, unseal_body
 from tierstore.format.table import ChunkPlace
 from tierstore.format.tiers import TierSpec
 from tierstore.ids import split_digests
-from tierstore.modelstore.care.check import CheckReport
+from tierstore.modelstore.care.check_report import CheckReport
 from tierstore.modelstore.chunks.examine import quarantine
 from tierstore.modelstore.home.home import create_config
 from tierstore.modelstore.store import Store

@@ -46,8 +46,8 @@ from tierstore.format.paths import EXPORT_LIST, EXPORT_STAGING
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore import places as store_places
 from tierstore.modelstore import settings
-from tierstore.modelstore.care.check import CheckReport
 from tierstore.modelstore.care.check_hot import check_hot
+from tierstore.modelstore.care.check_report import CheckReport
 from tierstore.modelstore.care.readtimes import ReadTimes
 from tierstore.modelstore.home import clock, refs
 from tierstore.modelstore.home.index import ChunkIndex

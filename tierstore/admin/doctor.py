@@ -18,7 +18,19 @@ from tierstore.admin.survey import home_spec
 from tierstore.codecs import NativeInfo
 from tierstore.errors import NotFound, OutOfSpace, TierstoreError
 from tierstore.folders import ALONE
-from tierstore.format.keys import CONFIG, INDEX, LAYOUTS, RESERVE
+from tierstore.format.keys import (
+    CONFIG,
+    INDEX,
+    LAYOUTS,
+    RESERVE,
+    VERSION_LOG,
+    entry_key,
+    model_prefix,
+    ref_prefix,
+    unsegment,
+)
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.loglengths import lengths_before
 from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.store import Store
 from tierstore.shown import quarantine_text, shown_url
@@ -111,7 +123,8 @@ class StoreHealth:
             ``None`` where nothing can be removed and collected yet.
         keeps_versions: Whether its storage keeps what is deleted or written over.
         quarantined_packs: Number of packs that are marked, as no tier has a good copy of them.
-        lost: What of it is gone altogether though it has versions: ``layouts/``, ``index/``.
+        lost: What of it is gone altogether: ``layouts/`` and ``index/`` though it has versions, and
+            of models all versions, by the prefixes of their logs: ``refs/ranker/``.
         blocked_rules: Why rules of retention remove nothing of a model, a sentence for each.
         uncollected_s: Seconds since garbage was collected last, or else since that was allowed;
             also ``None`` where it is not allowed.
@@ -170,7 +183,7 @@ class Diagnosis:
             found += _of_room(store)
         if store and store.quarantined_packs:
             found.append(quarantine_text(store.quarantined_packs))
-        found += [_LOST[name] for name in (store and store.lost) or ()]
+        found += [_LOST.get(name) or _lost_log(name) for name in (store and store.lost) or ()]
         found += (store and store.blocked_rules) or ()
         if store and (store.uncollected_s or 0.0) > _COLLECT_EVERY_S:
             found.append(
@@ -182,6 +195,14 @@ class Diagnosis:
                 found.append(f"tier {tier.spec.name} cannot be used: {tier.error}")
             found += [f"tier {tier.spec.name}: {problem}" for problem in tier.problems]
         return found
+
+
+def _lost_log(prefix: str) -> str:
+    """Return what is said where a model has no version any more, by the prefix of its logs."""
+    return (
+        f"{prefix} has no version, or all that it had are lost: 'tierstore check' says which, and "
+        "what brings them back"
+    )
 
 
 def _of_room(store: StoreHealth) -> list[str]:
@@ -312,9 +333,19 @@ def _has_reserve(store: Store) -> bool | None:
 
 
 def _lost(store: Store) -> tuple[str, ...]:
-    if not store.models():
-        return ()
-    return tuple(name for name in _LOST if not any(store._parts.home.blobs.list(name)))
+    blobs, models = store._parts.home.blobs, store.models()
+    gone = [name for name in _LOST if models and not any(blobs.list(name))]
+    return (*gone, *_lost_logs(store._parts.home))
+
+
+def _lost_logs(home: Home) -> list[str]:
+    """Return the prefixes of the logs of models that have no version any more."""
+    before = {key.partition("/")[0] for key in lengths_before(home.blobs)}
+    named = {unsegment(segment) for segment in before} | {*home.models()}
+    first = {model: entry_key(ref_prefix(model, VERSION_LOG), 1) for model in sorted(named)}
+    there = home.blobs.get_many(list(first.values()))
+    left = [model for model, key in first.items() if key not in there]
+    return [model_prefix(model) for model in left if home.log(model).last() is None]
 
 
 def _blocked_rules(store: Store) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from tierstore.cli.tierargs import (
 from tierstore.errors import Unreachable
 
 if TYPE_CHECKING:
-    from tierstore.modelstore.care.check import CheckReport
+    from tierstore.modelstore.care.check_report import CheckReport
     from tierstore.modelstore.care.compare import Usage
 
 

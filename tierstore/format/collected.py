@@ -73,6 +73,7 @@ class Collected(Body, frozen=True, kw_only=True):
             later; 0 if there is none.
         over: The entry of a model's log of removals until which none can be undone for certain, by
             the model's name: models may have windows of their own.
+        logs: How many entries each ref log had, by ``<model>/<name>`` as in its keys.
     """
 
     time_us: Microseconds
@@ -85,6 +86,7 @@ class Collected(Body, frozen=True, kw_only=True):
     no_waste: bytes = b""
     over_us: Microseconds = 0
     over: dict[str, Count] = msgspec.field(default_factory=dict)
+    logs: dict[str, Count] = msgspec.field(default_factory=dict)
 
     def check(self) -> None:
         """Raise ``Broken`` unless the ids rise, and each has its time."""

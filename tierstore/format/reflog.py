@@ -18,6 +18,9 @@ Action = Literal[
 REMOVALS: frozenset[Action] = frozenset({"announce", "forget", "undelete", "purge"})
 """The actions in a log of removals (SPEC.md section 9.1)."""
 
+LOST_MANIFEST = "0" * 64
+"""The manifest of a version whose entry was lost and given up: no content has this digest."""
+
 MAX_REMOVED = 10_000
 """The most versions that one entry of a log of removals names."""
 

@@ -54,7 +54,7 @@ _CLOSE_S = 5.0
 _T = TypeVar("_T")
 
 if TYPE_CHECKING:  # what most commands do without is imported where it is used
-    from tierstore.modelstore.care.check import CheckReport
+    from tierstore.modelstore.care.check_report import CheckReport
     from tierstore.modelstore.care.compare import Diff, Usage
     from tierstore.modelstore.loading.dequantized import Dequantized
     from tierstore.modelstore.placing.placing import Placement
@@ -1136,8 +1136,9 @@ class Store:
             >>> report.findings, report.data_bytes, report.data.copies_left
             ([], 4000, 0)
         """
-        from tierstore.modelstore.care.check import check_store, limits_of
+        from tierstore.modelstore.care.check import check_store
         from tierstore.modelstore.care.check_hot import check_hot
+        from tierstore.modelstore.care.check_limits import limits_of
 
         home, settings, local = self._parts.home, self._parts.settings, self._parts.hot.local
         if hot and local is None:

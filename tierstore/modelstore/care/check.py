@@ -8,13 +8,10 @@ and packs of a store, and not with the chunks of all versions.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from dataclasses import replace
 
-from tierstore.arguments import as_number, wrong
 from tierstore.errors import (
     BackendError,
     Damaged,
@@ -28,89 +25,32 @@ from tierstore.format import keys
 from tierstore.format.layout import parse_move
 from tierstore.format.manifest import Manifest, patch_info
 from tierstore.format.reflog import RefEntry
+from tierstore.format.tiers import pin_key
 from tierstore.ids import Digest
 from tierstore.modelstore.care.check_copies import Copies, CopyCheck, Looked, Suspects
-from tierstore.modelstore.care.check_data import DataRead, Item, ItemReader, Limits, PackData, Read
+from tierstore.modelstore.care.check_data import Item, ItemReader, Limits, PackData, Read
 from tierstore.modelstore.care.check_findings import Finding, Problems, brief
 from tierstore.modelstore.care.check_folds import FoldCheck, FoundFold, look_at_folds
 from tierstore.modelstore.care.check_home import check_home
-from tierstore.modelstore.care.check_logs import by_log, by_model
+from tierstore.modelstore.care.check_logs import NO_ENTRY, NO_VERSION, by_log, by_model
 from tierstore.modelstore.care.check_parts import NeededParts, distinct, read_layout
 from tierstore.modelstore.care.check_patches import named_below, needed_below
 from tierstore.modelstore.care.check_removed import ExpiredVersions
+from tierstore.modelstore.care.check_report import CheckReport
 from tierstore.modelstore.care.check_users import Users
 from tierstore.modelstore.care.readtimes import ReadTimes
 from tierstore.modelstore.chunks.examine import examine, quarantine
 from tierstore.modelstore.home.ahead import ahead
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import is_saving
-from tierstore.modelstore.home.refs import highest_of
+from tierstore.modelstore.home.loglengths import lengths_before
+from tierstore.modelstore.home.pins import Pins
+from tierstore.modelstore.home.refs import MOST_MISSING, highest_of
+from tierstore.modelstore.names.claims import claims, pinned, split_log
 from tierstore.modelstore.settings import Settings
 from tierstore.shown import counted
 
 _log = logging.getLogger("tierstore.check")
-_SHARE = "a share of the stored bytes above 0 and up to 1, such as 0.05"
-
-
-@dataclass(slots=True)
-class CheckReport:
-    """The findings of a check, and what it looked at.
-
-    Attributes:
-        findings: What was found, damage first.
-        refs: Number of ref log entries read.
-        versions: Number of distinct manifests verified, those of variants among them.
-        packs: Number of packs whose footer was verified.
-        archived: Number of packs that only an archive has: they are there, and cannot be verified.
-        chunks: Number of distinct chunks that versions need.
-        data_bytes: Plain bytes decoded and compared with their digests; 0 without ``read_data``.
-        hot_bytes: Bytes of this node's hot tier that were compared; 0 without ``hot``.
-        quarantined: Keys of the packs that are quarantined, whoever did it: no tier has a good
-            copy, and saves store anew what is in them.
-        data: How much was read with ``read_data``, and was left for another time.
-        down: Why tiers could not be asked from some time on, by name. What they have was not looked
-            at since, and nothing that they may have is called lost.
-    """
-
-    findings: list[Finding] = field(default_factory=list)
-    refs: int = 0
-    versions: int = 0
-    packs: int = 0
-    archived: int = 0
-    chunks: int = 0
-    data_bytes: int = 0
-    hot_bytes: int = 0
-    quarantined: list[str] = field(default_factory=list)
-    data: DataRead = field(default_factory=DataRead)
-    down: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def damaged(self) -> bool:
-        """Whether data or history is lost."""
-        return any(finding.severity == "damage" for finding in self.findings)
-
-    @property
-    def garbage_keys(self) -> list[str]:
-        """Keys of objects that no version needs."""
-        return [finding.key for finding in self.findings if finding.severity == "garbage"]
-
-
-def limits_of(read_data: bool, subset: float | None, max_time: timedelta | None) -> Limits | None:
-    """Return the limits that the arguments of ``Store.check`` mean; ``None``: no data is read.
-
-    Raises ``UsageError`` for what is no share and no time.
-    """
-    share, until = 1.0, float("inf")
-    if subset is not None:
-        share = as_number("subset", subset, _SHARE, 0, above=True)
-        if share > 1:
-            raise wrong("subset", _SHARE, subset)
-    if max_time is not None:
-        if not isinstance(max_time, timedelta):
-            raise wrong("max_time", "a timedelta, such as timedelta(hours=2)", max_time)
-        until = time.monotonic() + max_time.total_seconds()
-    reads = read_data or subset is not None or max_time is not None
-    return Limits(share, until) if reads else None
 
 
 def check_store(
@@ -156,6 +96,9 @@ class _Check:
         self._home, self._settings, self._progress = home, settings, progress
         self._report = CheckReport()
         self._users, self._parts = Users(home), parts
+        self._before, self._lasts = lengths_before(home.blobs), dict[str, int]()
+        """How many entries logs had, by the collector's note and by what was checked so far."""
+        self._claimed = 0
         self._expired = ExpiredVersions(home)
         self._folds: list[tuple[FoundFold, int]] = []
         """Folds that are what the patches give as far as metadata tells, with the bytes to compare.
@@ -294,6 +237,10 @@ class _Check:
                 self._damage(key, f"{model!r} differs from {twin!r} only in case")
             self._expired.begin(model)
             self._check_model(model, by_log(model, below), key)
+        for prefix in [f"{keys.REFS}{log}/" for log in self._before]:
+            if prefix not in self._lasts:  # nothing is left of it
+                self._check_log(*split_log(prefix), [])
+        self._check_pins()
 
     def _check_model(self, model: str, logs: Mapping[str, Sequence[str]], key: str) -> None:
         """Check the logs of a model.
@@ -303,37 +250,64 @@ class _Check:
             logs: The keys that were listed, by the names of the logs.
             key: What all of them lie below.
         """
+        self._claimed = 0
         if self._home.reclaims:
             self._check_log(model, keys.REMOVED_LOG, logs.get(keys.REMOVED_LOG, ()))
-        if not self._check_log(model, keys.VERSION_LOG, logs.get(keys.VERSION_LOG, ())):
-            self._damage(key, "nothing was ever saved under this name: move it away")
+        has_versions = self._check_log(model, keys.VERSION_LOG, logs.get(keys.VERSION_LOG, ()))
         for kind in (keys.VARIANTS, keys.ALIASES):
             for name, listed in logs.items():
                 if name.startswith(kind):
                     self._check_log(model, name, listed)
+        self._check_claimed(model, self._claimed)
+        if not (has_versions or self._claimed):
+            self._damage(key, "nothing was ever saved under this name: move it away")
+
+    def _check_claimed(self, model: str, number: int) -> None:
+        """Note which entries of versions are lost, as something names a higher one."""
+        prefix = keys.ref_prefix(model, keys.VERSION_LOG)
+        last = self._lasts.get(prefix, 0)
+        for seq in range(last + 1, min(number, last + MOST_MISSING) + 1):
+            self._check_number(model, keys.VERSION_LOG, seq)
+        self._lasts[prefix] = max(last, number)
+
+    def _check_pins(self) -> None:
+        for pin in Pins(self._home.blobs).active():
+            if (named := pinned(pin.ref)) is not None:
+                self._check_claimed(*named)
+            if not self._is_named(pin.version):
+                self._damage(pin_key(pin.version.hex), f"it names {pin.version}, {NO_VERSION}")
+
+    def _is_named(self, digest: Digest) -> bool:
+        """Return whether a version or variant is this manifest, as far as logs were checked."""
+        return self._users.knows(digest) or digest in self._expired.digests
 
     def _check_log(self, model: str, name: str, listed: Sequence[str]) -> bool:
         """Check the entries of a log; return whether there are any, or were."""
         prefix = keys.ref_prefix(model, name)
-        found = set[int]()
+        found, hinted = set[int](), 0
         for key in listed:
             seq = keys.seq_of(key, prefix)
             if seq is not None:
                 found.add(seq)
             elif key != prefix + keys.HEAD:
                 self._damage(key, "it is no entry of this log")
-            elif written := self._home.log(model, name).hinted():
-                found.add(written)
-        last = highest_of(found)
+            else:
+                hinted = self._home.log(model, name).hinted()
+        before = self._before.get(prefix[len(keys.REFS) : -1], 0)
+        last = self._lasts[prefix] = max(highest_of(found), hinted, before)
+        missing = last - len(found)
+        if missing > MOST_MISSING:
+            self._damage(prefix, f"{missing} entries or so are missing of {last}: {NO_ENTRY}")
         # what is written while this lists may not be listed, though what is behind it is
+        every = range(1, last + 1) if missing <= MOST_MISSING else sorted(found)
         # of variants the newest come first, as these say what was taken back
         self._taken_back = set[int | None]()
-        for seq in range(last, 0, -1) if name.startswith(keys.VARIANTS) else range(1, last + 1):
+        for seq in reversed(every) if name.startswith(keys.VARIANTS) else every:
             self._check_number(model, name, seq)
         for seq in sorted(seq for seq in found if seq > last):
             key = keys.entry_key(prefix, seq)
             self._damage(key, "entries before it are missing, so it is never reached")
-        return bool(found)
+        return bool(last or found)
 
     def _check_number(self, model: str, name: str, seq: int) -> None:
         log = self._home.log(model, name)
@@ -343,12 +317,15 @@ class _Check:
                 entry = log.entry(seq)
             except NotFound:
                 raise NotFound(
-                    "it is missing, but later entries are there, or the hint names it"
+                    f"it is missing, but later entries are there, or something names it: {NO_ENTRY}"
                 ) from None
             self._report.refs += 1
             self._check_entry(model, name, key, entry)
 
     def _check_entry(self, model: str, name: str, key: str, entry: RefEntry) -> None:
+        if name != keys.VERSION_LOG:
+            numbers = [one.number for one in claims(name, [entry])]
+            self._claimed = max(self._claimed, 1, *numbers)
         if entry.manifest is None:
             return
         digest = Digest.from_hex(entry.manifest)
@@ -364,8 +341,8 @@ class _Check:
             self._users.add(digest, f"{model}@{entry.version}")
             if entry.version != entry.seq:
                 self._damage(key, f"it calls itself version {entry.version}")
-        elif not (self._users.knows(digest) or digest in self._expired.digests):
-            self._damage(key, f"it points to b3:{digest.hex}, which no version has")
+        elif not self._is_named(digest):
+            self._damage(key, f"it points to b3:{digest.hex}, {NO_VERSION}")
 
     def _check_version(self, digest: Digest) -> None:
         manifest = self._check_own(digest)
@@ -428,6 +405,7 @@ class _Check:
         """Check that the log of every member of a release has the version that it names."""
         for member in manifest.members or ():
             log = self._home.log(member.model)
+            self._check_claimed(member.model, member.version)
             with self._noting(log.key_of(member.version), digest):
                 if log.entry(member.version).manifest != member.manifest.hex():
                     raise Damaged(f"a release names b3:{member.manifest.hex()} under this number")

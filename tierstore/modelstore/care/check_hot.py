@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tierstore.errors import Unreachable
-from tierstore.modelstore.care.check import CheckReport
 from tierstore.modelstore.care.check_findings import Finding
+from tierstore.modelstore.care.check_report import CheckReport
 from tierstore.tiers.node.local import LocalHot
 
 

@@ -19,6 +19,12 @@ from tierstore.format.keys import (
     unsegment,
 )
 
+NO_VERSION = "which no version has: the entry of one is lost"
+NO_ENTRY = (
+    "nothing is collected until 'tierstore repair' or a copy brings it back, or a version is given "
+    "up with 'tierstore rm MODEL@N'"
+)
+
 
 def by_model(home_blobs: BlobStore) -> Iterator[tuple[str, Sequence[str]]]:
     """Yield the folders of models, as they are written in keys, with the keys below each.

@@ -14,6 +14,7 @@ __all__ = [
     "identity",
     "index",
     "leases",
+    "loglengths",
     "once",
     "pins",
     "probe",

@@ -19,6 +19,7 @@ from tierstore.format.manifest import (
     parse_manifest,
     parse_manifest_chunks,
 )
+from tierstore.format.reflog import LOST_MANIFEST
 from tierstore.format.storeconfig import (
     StoreConfig,
     check_features,
@@ -182,6 +183,11 @@ class Home:
         try:
             return self.blobs.get(keys.version_key(digest))
         except NotFound:
+            if digest.hex == LOST_MANIFEST:
+                raise NotFound(
+                    "the entry of this version in its log was lost, and the version was given up: "
+                    "only a copy of that entry can bring it back"
+                ) from None
             raise NotFound(
                 f"{_named(digest)} is missing from {self.blobs.url}; run 'tierstore check'"
             ) from None

@@ -34,7 +34,8 @@ from tierstore.modelstore.home.probe import probe
 _log = logging.getLogger("tierstore.refs")
 _ATTEMPTS = 1000
 _PAGE = 64
-_MOST_MISSING = 1000
+MOST_MISSING = 1000
+"""What more missing entries lie before is no part of a log."""
 
 
 def whoami() -> str:
@@ -213,10 +214,22 @@ class RefLog:
             yield from self.numbered(range(last.seq, lowest - 1, -1))
 
     def numbered(self, seqs: Sequence[int]) -> Iterator[RefEntry]:
-        """Yield the entries with these numbers, in this order."""
+        """Yield the entries with these numbers, in this order; they are known to be there.
+
+        Raises ``NotFound`` for one that is lost.
+        """
         with ThreadPoolExecutor(8, "tierstore-refs") as pool:
             for at in range(0, len(seqs), _PAGE):
-                yield from pool.map(self.entry, seqs[at : at + _PAGE])
+                yield from pool.map(self._known_entry, seqs[at : at + _PAGE])
+
+    def _known_entry(self, seq: int) -> RefEntry:
+        entry = self._find(seq)
+        if entry is None:
+            raise NotFound(
+                f"entry {seq} of {self.title}, {self.key_of(seq)}, is lost: 'tierstore repair' "
+                "makes it anew where another object says what it was, and else says what to do"
+            )
+        return entry
 
     def append(
         self,
@@ -280,6 +293,10 @@ class RefLog:
                 _log.warning("the window is counted by the clock of this machine: %s", error)
         return 0.0
 
+    def point_at(self, seq: int) -> None:
+        """Let the search for the current entry begin at this one from now on."""
+        self._hint(seq)
+
     def _hint(self, seq: int) -> None:
         try:
             self._home_blobs.put(self._prefix + HEAD, seal_body(Kind.HINT, Hint(seq=seq)))
@@ -305,4 +322,4 @@ def follows(seq: int, highest: int) -> bool:
 
     More than 1,000 missing entries between them say that it is no part of that log.
     """
-    return seq <= highest + _MOST_MISSING + 1
+    return seq <= highest + MOST_MISSING + 1

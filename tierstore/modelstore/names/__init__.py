@@ -2,6 +2,7 @@
 
 __all__ = [
     "aliaslog",
+    "claims",
     "history",
     "members",
     "names",
@@ -11,4 +12,5 @@ __all__ = [
     "removed",
     "reports",
     "rollout",
+    "witnesses",
 ]

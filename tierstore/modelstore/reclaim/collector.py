@@ -225,7 +225,7 @@ class Collector:
             lease.check()
             write_kept(self._home.blobs, self._kept, now_s)
             before = self._kept
-        work = _Run(self._home, self.marker, lease, now_s, how.window_s, uuid.uuid4().hex)
+        work = _Run(self._home, self.marker, lease, now_s, how.window_s, before.logs)
         cleared = self._cleared(now_s)
         how.errand.begin()
         mark = work.prepared(how.errand)
@@ -262,6 +262,7 @@ class Collector:
         report = self._reported(work.report, mark, swept, cleared, how.grace_s)
         if lease is not None:
             lease.check()
+            self._kept = replace(self._kept, logs=mark.logs)
             self._keep(report, how.errand, new, merged, offset_s + running_s())
             how.errand.conclude(report)
         return report
@@ -301,7 +302,7 @@ class Collector:
             return True
         try:
             waited = self._cleared(now_s)
-            mark = self.marker.mark(now_s, how.window_s)
+            mark = self.marker.mark(now_s, how.window_s, before=self._kept.logs)
             if not _to_heal(self._home, self.marker, mark):
                 swept = self._sweep(self._doomed(mark, waited, set()), mark, right, how)
                 how.over |= mark.over
@@ -484,11 +485,11 @@ class _Run:
         lease: HeldLease | None,
         now_s: float,
         window_s: float | None,
-        run: str,
+        before: Mapping[str, int],
     ) -> None:
         self._home, self.marker, self._lease = home, marker, lease
-        self._now_s, self._window_s = now_s, window_s
-        self.run = run
+        self._now_s, self._window_s, self._before = now_s, window_s, before
+        self.run = uuid.uuid4().hex
         self.report = Report(dry_run=lease is None)
         self._left: set[Digest] = set()
         self._spared: set[Digest] = set()
@@ -550,7 +551,7 @@ class _Run:
         """
         failed = False
         for _ in range(_ROUNDS):
-            mark = self.marker.mark(self._now_s, self._window_s, given_up)
+            mark = self.marker.mark(self._now_s, self._window_s, given_up, self._before)
             self._confirm_home(mark)
             self._end_orphans(mark)
             if self._lease is None:

@@ -180,23 +180,25 @@ class Holders:
         """Return which versions of a model releases have, and which release, but for some."""
         return [
             (member.version, f"release {name}@{number}")
-            for name, number, member in self._released()
-            if member.model == model and (name, number) not in going
+            for name, number, member in self._released(going)
+            if member.model == model
         ]
 
-    def _released(self) -> list[tuple[str, int, Member]]:
-        """Return the members of all releases, with the release's name and number."""
+    def _released(self, going: Set[tuple[str, int]] = frozenset()) -> list[tuple[str, int, Member]]:
+        """Return the members of all releases but some, with the release's name and number."""
         names = self._names.removals.may_be_releases(self._home.models())
-        return [one for found in parallel(self._members_by, names) for one in found]
+        every = parallel(lambda name: self._members_by(name, going), names)
+        return [one for found in every for one in found]
 
-    def _members_by(self, name: str) -> list[tuple[str, int, Member]]:
+    def _members_by(self, name: str, going: Set[tuple[str, int]]) -> list[tuple[str, int, Member]]:
         last, removed = self._names.removals.last(name)
         if last is None or last.action != RELEASED:
             return []
         return [
             (name, entry.seq, member)
             for entry in self._read(name, VERSION_LOG, range(last.seq, 0, -1))
-            if entry.seq not in removed and entry.manifest
+            # one that goes may be lost, and is removed for that
+            if entry.seq not in removed and entry.manifest and (name, entry.seq) not in going
             for member in self._members_of(f"{name}@{entry.seq}", entry.manifest)
         ]
 

@@ -37,6 +37,7 @@ class Kept:
         last: What the last run that ended did; ``None`` before the first.
         no_waste: The fingerprint of what a run found nothing to repack in; empty if none did.
         over: Which removals could not be undone for certain when a run marked.
+        logs: How many entries each ref log had when a run marked, by ``<model>/<name>``.
     """
 
     seen: Mapping[bytes, float] = field(default_factory=dict)
@@ -44,6 +45,7 @@ class Kept:
     last: LastCollection | None = None
     no_waste: bytes = b""
     over: Over = NONE_OVER
+    logs: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_kept(home_blobs: BlobStore, now_s: float) -> Kept:
@@ -68,6 +70,7 @@ def read_kept(home_blobs: BlobStore, now_s: float) -> Kept:
         found.last,
         found.no_waste,
         Over(found.over_us, found.over),
+        found.logs,
     )
 
 
@@ -149,6 +152,7 @@ def write_kept(home_blobs: BlobStore, kept: Kept, now_s: float) -> None:
         no_waste=kept.no_waste,
         over_us=kept.over.until_us,
         over=dict(sorted(kept.over.entries.items())),
+        logs=dict(kept.logs),
     )
     try:
         home_blobs.put(COLLECTED, seal_body(Kind.COLLECTED, body))

@@ -14,6 +14,7 @@ from tierstore.format.checks import damaged
 from tierstore.format.keys import FOLDS, LAYOUTS, fold_key, layout_key, version_key
 from tierstore.format.layout import missing_chunks, parse_layout
 from tierstore.format.manifest import ManifestChunks
+from tierstore.format.reflog import LOST_MANIFEST
 from tierstore.format.table import ChunkTable
 from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.home.chain import fold_of
@@ -131,7 +132,10 @@ class Layouts:
             try:
                 self._last = digest, self._home.manifest_chunks(digest)
             except NotFound as error:
-                raise Unloadable(f"manifest {version_key(digest)} is missing") from error
+                what = f"manifest {version_key(digest)} is missing"
+                if digest.hex == LOST_MANIFEST:
+                    what = "its entry was lost, and it is given up, but not removed"
+                raise Unloadable(what) from error
             except Damaged as error:
                 raise Unloadable(str(error)) from error
             self._bases[digest] = self._last[1].base

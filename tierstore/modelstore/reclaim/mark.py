@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 from tierstore.errors import Damaged, NotFound
@@ -79,6 +80,7 @@ class Mark:
         manifests: All manifests that something needs, those that have no layout among them.
         orphans: Roots of which a manifest was purged and is gone: nobody was promised them.
         named: All manifests that a root or an entry of a version names, removed or not.
+        logs: How many entries each log has; see ``Found.logs``.
     """
 
     condemned: Condemned
@@ -96,6 +98,7 @@ class Mark:
     manifests: set[Digest] = field(default_factory=set)
     orphans: list[Root] = field(default_factory=list)
     named: set[Digest] = field(default_factory=set)
+    logs: Mapping[str, int] = field(default_factory=dict)
 
     def to_heal(self, left: Set[Digest], spared: Set[Digest] = frozenset()) -> list[Demand]:
         """Return what must be healed before anything is deleted: all that stays and is not whole.
@@ -138,7 +141,11 @@ class Marker:
         self.ways = Ways(home)
 
     def mark(
-        self, now_s: float, window_s: float | None, given_up: Set[bytes] = frozenset()
+        self,
+        now_s: float,
+        window_s: float | None,
+        given_up: Set[bytes] = frozenset(),
+        before: Mapping[str, int] = MappingProxyType({}),
     ) -> Mark:
         """Find all packs that stay; see ``Roots.find`` for the arguments.
 
@@ -149,15 +156,16 @@ class Marker:
             now_s: As there.
             window_s: As there.
             given_up: Packs that stay for no reader's sake who finds all by moves.
+            before: As there.
 
         Raises:
             Damaged, NotFound, UnsupportedFormat: Something that may need a pack cannot be read.
             BackendError: Home cannot be asked.
         """
         condemned = self._home.condemned.every()  # first: see ``roots``
-        found = self._roots.find(now_s, window_s)
+        found = self._roots.find(now_s, window_s, before)
         mark = self._begin(condemned, now_s)
-        mark.over = found.over
+        mark.over, mark.logs = found.over, found.logs
         mark.in_force = {root.digest for root in found.roots if root.is_firm}
         mark.named = {root.digest for root in found.roots} | found.dead
         done, lost = set[Digest](), _lost(found, condemned)

@@ -3,6 +3,10 @@
 The file can be deleted at any moment: what it lacks is read again. A value counts only while the
 object that it was read from has the size and time that it had then, and every row carries a
 checksum, as SQLite has none: a wrong value would delete what is needed.
+
+What it has of a version says which packs that needs. So a collector that finds it here reads no
+manifest, and does not notice one that was lost since: all that it needs stays all the same, as if
+it were there. A collector without this file stops, and a check says what is lost.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from tierstore.modelstore.names.members import numbered
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.removalprotocol import Appended, Removal, gone_meanwhile, undone
 from tierstore.modelstore.reclaim.feature import check_enabled, is_enabled
+from tierstore.modelstore.reclaim.givingup import GivingUp
 from tierstore.modelstore.reclaim.holders import Holders, Reasons, numbers_in_force
 from tierstore.modelstore.reclaim.removedlist import removed_version
 from tierstore.modelstore.version import Version
@@ -135,7 +136,10 @@ class Removing:
         """Remove versions, all or none; see ``Store.remove``."""
         note = as_message(message)
         check_enabled(self._home)
-        versions = [self._names.resolve(as_text(ref)) for ref in refs]
+        named = [as_text(ref) for ref in refs]
+        giving_up = GivingUp(self._home, Holders(self._names))
+        giving_up.carry_out(giving_up.lost_of(named), force=force)
+        versions = [self._names.resolve(ref) for ref in named]
         if not versions:
             raise UsageError("no version was named; give references, such as 'ranker@3'")
         going: dict[str, set[int]] = {}
@@ -226,6 +230,10 @@ class Removing:
     def remove_models(self, models: Iterable[str], *, message: str | None) -> list[Version]:
         """Remove all versions of models, all or none; see ``Store.remove_model``."""
         names = [check_name("model", model) for model in models]
+        check_enabled(self._home)
+        giving_up = GivingUp(self._home, Holders(self._names))
+        lost = {name: numbers for name in names if (numbers := giving_up.all_of(name))}
+        giving_up.carry_out(lost, force=True)
         versions = [version for name in names for version in self._names.versions(name)]
         return self.remove(versions, force=True, message=message)
 

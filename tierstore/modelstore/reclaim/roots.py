@@ -37,6 +37,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from tierstore.blobs.base import BlobStore
@@ -47,10 +48,12 @@ from tierstore.format.reflog import RefEntry, that_count
 from tierstore.ids import Digest
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import standing
-from tierstore.modelstore.home.pins import Pins
+from tierstore.modelstore.home.pins import PinnedVersion, Pins
 from tierstore.modelstore.home.retention import NONE_OVER, Over, SetRetentions
 from tierstore.modelstore.names.aliaslog import Meant, current, goes_back_to, meant_since
 from tierstore.modelstore.names.removed import PURGE, Removed, apply_removal
+from tierstore.modelstore.reclaim.evidence import Evidence, lengths, note_pins, orphaned
+from tierstore.modelstore.reclaim.lostlogs import LostEntries, refuse_lost
 from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.reflogs import Log, RefLogs
 from tierstore.modelstore.reclaim.report import end_text
@@ -114,6 +117,7 @@ class Found:
         roots: What must stay; one manifest may be there several times.
         dead: Manifests of versions that were removed, and cannot be brought back for certain.
         over: Removals that cannot be undone for certain.
+        logs: How many entries each log has, by ``<model>/<name>`` as in its keys.
         lost: Releases whose manifests cannot be read, so that nobody knows their members.
     """
 
@@ -121,6 +125,7 @@ class Found:
     dead: set[Digest] = field(default_factory=set)
     lost: dict[Digest, Damaged | NotFound] = field(default_factory=dict)
     over: Over = NONE_OVER
+    logs: Mapping[str, int] = field(default_factory=dict)
 
 
 class Roots:
@@ -136,17 +141,20 @@ class Roots:
         self._logs = RefLogs(home.blobs, cache)
         self._members: dict[str, tuple[Member, ...]] = {}
 
-    def find(self, now_s: float, window_s: float | None) -> Found:
+    def find(
+        self, now_s: float, window_s: float | None, before: Mapping[str, int] = MappingProxyType({})
+    ) -> Found:
         """Return the roots as they are now.
 
         Args:
             now_s: Seconds since the epoch by home's clock, or earlier.
             window_s: Seconds for which a removed version stays; ``None`` for what is set in the
                 store.
+            before: How many entries each log had for the last collection, as in ``Found.logs``.
 
         Raises:
-            Damaged, NotFound, UnsupportedFormat: Something that may name a version cannot be read;
-                the message names it.
+            Damaged, NotFound, UnsupportedFormat: Something that may name a version cannot be read,
+                or is lost; the message names it.
             BackendError: Home's clock cannot be right, or this machine's.
         """
         # first, as said above: versions and names are those of the second reading, behind it
@@ -166,14 +174,38 @@ class Roots:
             elif log.name != REMOVED_LOG:  # written by a later version
                 found.roots += _of_entries(log.entries, log, f"{log.title} in its log {log.name}")
         found.roots += self._all_of([*held, *_releases(logs, now)], logs, found)
-        found.roots += [
-            Root(pin.version, "live", f"pin of {pin.who}", pin.ref)
-            for pin in Pins(self._home.blobs).active(lambda: now_s)
-        ]
+        pins = Pins(self._home.blobs).active(lambda: now_s)
+        self._refuse_lost(logs, pins, before, now_s)
+        found.roots += [Root(pin.version, "live", f"pin of {pin.who}", pin.ref) for pin in pins]
         found.roots += self._leased(now_s)
+        found.logs = lengths(logs)
         purged = _purged(removed.values())
         found.roots = [one for one in found.roots if one.kind == "leased" or one.ref not in purged]
         return found
+
+    def _refuse_lost(
+        self,
+        logs: Sequence[Log],
+        pins: Sequence[PinnedVersion],
+        before: Mapping[str, int],
+        now_s: float,
+    ) -> None:
+        """Raise ``Damaged`` where something names a version whose entry is lost.
+
+        What was read behind the logs may name what was published since: then they are read again.
+        """
+        if any(self._lost(logs, pins, before)):
+            refuse_lost(*self._lost(self._logs.read(now_s), pins, before))
+
+    def _lost(
+        self, logs: Sequence[Log], pins: Sequence[PinnedVersion], before: Mapping[str, int]
+    ) -> tuple[list[LostEntries], list[str]]:
+        evidence = Evidence(logs, before)
+        for members in self._members.values():
+            for one in members:
+                evidence.names(one.model, one.version, "a release")
+        note_pins(pins, evidence)
+        return evidence.lost(), orphaned(pins, logs)
 
     @staticmethod
     def _versions(log: Log, now: _Now, found: Found) -> None:

@@ -26,22 +26,20 @@ from tierstore.modelstore.care.check_patches import unread_because_of
 from tierstore.modelstore.chunks.lost import LostChunks
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.once import create_once
-from tierstore.modelstore.home.refs import highest_of, whoami
+from tierstore.modelstore.home.refs import MOST_MISSING, highest_of, whoami
+from tierstore.modelstore.names.claims import NO_VERSION
 from tierstore.modelstore.names.removed import PURGE, apply_removal
+from tierstore.modelstore.names.witnesses import Witnesses, numbers, readable_entries
 from tierstore.modelstore.reclaim.purge.orders import Orders
 from tierstore.modelstore.reclaim.repair.objects import Objects
 from tierstore.modelstore.reclaim.repair.report import Outcome
-from tierstore.modelstore.reclaim.repair.users import numbers, readable_entries
-from tierstore.modelstore.version import DERIVED_FROM, RELEASED
+from tierstore.modelstore.version import RELEASED
 from tierstore.shown import counted
 
 _Unread = (Damaged, NotFound, UnsupportedFormat)
-_MISSING = "it is missing, but later entries are there, or the hint names it"
+_MISSING = "it is missing, but later entries are there, or something names it"
 _NOTE = "repair: what this entry said was lost"
 _MOST_NAMED = 5
-_NO_VERSION = 999_999_999
-"""A number that no version has: what an entry is about that changes nothing."""
-
 
 _Row: TypeAlias = tuple[Action, list[int]]
 """An entry of a log of removals: its action and its versions."""
@@ -57,23 +55,36 @@ class LogRepair:
 
     def __init__(self, home: Home, objects: Objects) -> None:
         self._home, self._objects = home, objects
-        self._said: dict[tuple[str, int], set[str]] | None = None
+        self._witnesses = Witnesses(home)
 
     def run(self) -> None:
-        """Repair every log of every model."""
+        """Repair every log of every model, those among them of which nothing is left."""
+        logs = dict.fromkeys(self._logs())
+        for model, name in [*logs, *(one for one in self._witnesses.logs() if one not in logs)]:
+            self._log(model, name)
+
+    def _logs(self) -> Iterator[tuple[str, str]]:
         for model in self._home.models():
             names = [keys.VERSION_LOG, keys.REMOVED_LOG]
             names += [keys.VARIANTS + variant for variant in self._home.variants(model)]
             names += [keys.ALIASES + alias for alias in self._home.aliases(model)]
             for name in names:
-                self._log(model, name)
+                yield model, name
 
     def _log(self, model: str, name: str) -> None:
         prefix = keys.ref_prefix(model, name)
         hint, hinted = self._hint(prefix)
         there = numbers(self._home, model, name)
-        last = highest_of({*there, hinted})
+        least = self._witnesses.least(model, name)
+        last = max(highest_of(there), hinted, least.number)
         if not last:
+            return
+        if last - len(there) > MOST_MISSING:
+            done = (
+                f"of its {last} entries {last - len(there)} or so are lost: restore them from a "
+                f"copy of home, then repair again; 'tierstore rm {model} --all' gives the model up"
+            )
+            self._objects.report.add("lost", prefix, _MISSING, done)
             return
         found = {keys.entry_key(prefix, seq): seq for seq in sorted(there) if seq <= last}
 
@@ -136,13 +147,14 @@ class LogRepair:
 
     def _version(self, model: str, seq: int, why: str) -> None:
         key = keys.entry_key(keys.ref_prefix(model, keys.VERSION_LOG), seq)
-        manifests = self._who_says().get((model, seq), set())
+        manifests = self._witnesses.manifests(model, seq)
         kinds = {digest: kind for digest in manifests if (kind := self._kind(digest)) is not None}
         if len(kinds) != 1:
             done = (
                 f"which content {model}@{seq} has is lost, as no alias, release or variant says it;"
-                " other versions are not affected, but where it is the newest one, nothing can be "
-                "saved under that name until the object is restored from a copy of home"
+                " other versions are not affected, but nothing is collected, and where it is the "
+                "newest one and damaged, nothing can be saved under that name until the object is "
+                f"restored from a copy of home; 'tierstore rm {model}@{seq}' gives it up"
             )
             self._objects.report.add("lost", key, why, done)
             return
@@ -167,7 +179,7 @@ class LogRepair:
             purged = self._purged(model, removed | announced) - _purged_by(known.values())
             back = sorted((removed | announced) - gone - purged)
             rows = [*_rows(PURGE, sorted(purged)), *_rows("undelete", back)]
-            here, *more = rows or [("undelete", [_NO_VERSION])]
+            here, *more = rows or [("undelete", [NO_VERSION])]
             behind = max(known.keys() | {last}) + 1  # an entry names so many versions at most
             for number, (action, versions) in [(seq, here), *enumerate(more, behind)]:
                 known[number] = self._blank(
@@ -226,7 +238,7 @@ class LogRepair:
         if not back:
             done = "replaced by an entry that purges what was purged"
             whose = "what else it removed counts"
-        elif back == [_NO_VERSION]:
+        elif back == [NO_VERSION]:
             done = "replaced by an entry that changes nothing"
             whose = "what it removed counts"
         note = (
@@ -304,46 +316,6 @@ class LogRepair:
     def _create(self, model: str, name: str, entry: RefEntry) -> bool:
         key = keys.entry_key(keys.ref_prefix(model, name), entry.seq)
         return create_once(self._home.blobs, key, seal_body(Kind.REF, entry))
-
-    # What other objects say of versions
-
-    def _who_says(self) -> dict[tuple[str, int], set[str]]:
-        """Return the manifests that other objects give to versions, by model and number."""
-        if self._said is None:
-            self._said = {}
-            for model in self._home.models():
-                for number, manifest in [*self._by_aliases(model), *self._by_variants(model)]:
-                    self._said.setdefault((model, number), set()).add(manifest)
-                for entry in readable_entries(self._home, model, keys.VERSION_LOG):
-                    if entry.action == RELEASED and entry.manifest is not None:
-                        self._by_release(Digest.from_hex(entry.manifest))
-        return self._said
-
-    def _by_aliases(self, model: str) -> Iterator[tuple[int, str]]:
-        for alias in self._home.aliases(model):
-            for entry in readable_entries(self._home, model, keys.ALIASES + alias):
-                if entry.version is not None and entry.manifest is not None:
-                    yield entry.version, entry.manifest
-                if entry.rollout is not None:
-                    yield entry.rollout.version, entry.rollout.manifest
-
-    def _by_variants(self, model: str) -> Iterator[tuple[int, str]]:
-        for variant in self._home.variants(model):
-            for entry in readable_entries(self._home, model, keys.VARIANTS + variant):
-                if entry.version is None or entry.manifest is None:
-                    continue
-                with suppress(*_Unread, InvalidName):
-                    manifest = self._home.manifest(Digest.from_hex(entry.manifest))
-                    for one in manifest.lineage:
-                        if one.relation == DERIVED_FROM:
-                            yield entry.version, one.digest.hex()
-
-    def _by_release(self, digest: Digest) -> None:
-        assert self._said is not None
-        with suppress(*_Unread):
-            for member in self._home.manifest(digest).members or ():
-                key = member.model, member.version
-                self._said.setdefault(key, set()).add(member.manifest.hex())
 
     def _kind(self, manifest: str) -> str | None:
         """Return the kind of a manifest that is there and whole; else ``None``."""

@@ -6,24 +6,20 @@ of that object speaks of it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
 from typing import NamedTuple
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
-from tierstore.format.keys import VARIANTS, VERSION_LOG, entry_key, ref_prefix, seq_of
-from tierstore.format.reflog import RefEntry, parse_entry, that_count
+from tierstore.format.keys import VARIANTS, VERSION_LOG
+from tierstore.format.reflog import RefEntry, that_count
 from tierstore.ids import Digest
 from tierstore.modelstore.care.check_patches import named_below, needed_below
 from tierstore.modelstore.home.ahead import ahead
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.names.removed import Removals
+from tierstore.modelstore.names.witnesses import readable_entries
 from tierstore.modelstore.version import Version
-
-_PAGE = 256
-_log = logging.getLogger("tierstore.repair")
 
 
 class Users(dict[Digest, list[str]]):
@@ -106,36 +102,3 @@ class _Named(NamedTuple):
     name: str
     digest: Digest
     is_removed: bool = False
-
-
-def readable_entries(
-    home: Home, model: str, name: str, known: dict[str, RefEntry] | None = None
-) -> Iterator[RefEntry]:
-    """Yield the entries of a ref log that can be read, the oldest first.
-
-    Args:
-        home: The store's home.
-        model: Name of the model.
-        name: Name of the ref.
-        known: Entries that were read before, by key: they never change. New ones are put there.
-    """
-    known = {} if known is None else known
-    prefix = ref_prefix(model, name)
-    left = ((entry_key(prefix, seq), seq) for seq in sorted(numbers(home, model, name)))
-    while page := dict(islice(left, _PAGE)):
-        found = home.blobs.get_many([key for key in page if key not in known])
-        for key, seq in page.items():
-            if key in found:
-                try:
-                    known[key] = parse_entry(found[key], seq, f"ref entry {key}")
-                except (Damaged, UnsupportedFormat) as error:
-                    _log.debug("left out: %s", error)
-            if key in known:
-                yield known[key]
-
-
-def numbers(home: Home, model: str, name: str) -> set[int]:
-    """Return the numbers of the entries of a ref log that are there, whatever is in them."""
-    prefix = ref_prefix(model, name)
-    found = (seq_of(info.key, prefix) for info in home.blobs.list(prefix))
-    return {seq for seq in found if seq is not None}
