@@ -32,6 +32,107 @@ class Mutation:
     tests: tuple[str, ...]
 
 
+_COPIES = (
+    Mutation(
+        "copied-frames-unverified",
+        "SPEC 12: What is read in order to be stored again MUST be compared with its digest.",
+        "modelstore/chunks/decode.py",
+        "self.decode(place, data[place.proof_bytes :], self._pool",
+        "(lambda room: None)(self._pool",
+        (
+            "integration/test_copy.py::test_a_damaged_frame_is_refused_and_named",
+            "integration/test_copy.py::test_a_damaged_delta_is_refused",
+        ),
+    ),
+    Mutation(
+        "copied-delta-on-a-delta",
+        "SPEC 3: A base MUST NOT be stored as a delta itself.",
+        "modelstore/saving/copier.py",
+        "if found is None or found[0].bases or not self._reuse_if_fit([found]):",
+        "if found is None or not self._reuse_if_fit([found]):",
+        ("integration/test_copy.py::test_a_base_that_is_a_delta_there_is_copied_standalone",),
+    ),
+    Mutation(
+        "copied-bases-without-a-place",
+        "SPEC 8: A layout holds every chunk of the manifest and every base of theirs.",
+        "modelstore/saving/writer.py",
+        "dict.fromkeys([*self._state.order, *self._packer.places, *self._state.reused])",
+        "dict.fromkeys([*self._state.order, *self._state.reused])",
+        ("integration/test_copy.py::test_a_version_brings_all_that_it_needs",),
+    ),
+    Mutation(
+        "copy-of-what-was-purged",
+        "SPEC 10: A manifest that is condemned MUST NOT be written again under its name.",
+        "modelstore/saving/copier.py",
+        "if home.reclaims and home.condemned.among([digest.raw]):",
+        "if False:",
+        ("integration/test_copy.py::test_what_was_purged_there_does_not_come_back",),
+    ),
+    Mutation(
+        "index-of-a-plain-copy",
+        "modelstore/home/index.py: a plain copy of a store lacks packs that were written since.",
+        "modelstore/home/index.py",
+        "if is_ours or self._path is None:",
+        "if True:",
+        (
+            "unit/test_modelstore_index.py::test_a_copy_of_a_store_has_a_cache_of_its_own",
+            "integration/test_copy_sync.py::test_a_plain_copy_is_brought_up_to_date",
+        ),
+    ),
+    Mutation(
+        "copied-history",
+        "docs/how-to/copying.md: With --history entries keep their times and who wrote them.",
+        "modelstore/home/refs.py",
+        "time_us=origin.time_us if origin else ",
+        "time_us=",
+        ("integration/test_copy_storage.py::test_there_and_back",),
+    ),
+    Mutation(
+        "copy-published-before-it-is-there",
+        "docs/reference/promises.md: a copy that is killed has published whole versions only.",
+        "copying/versions.py",
+        """            writers = [self._write(stack, part, progress) for part in plan.parts]
+""",
+        """            entry = how.append(digest)
+            writers = [self._write(stack, part, progress) for part in plan.parts]
+            how = replace(how, append=lambda _: entry)
+""",
+        ("integration/test_copy.py::test_a_copy_from_any_crash",),
+    ),
+    Mutation(
+        "copy-looks-behind-its-entry",
+        "SPEC 11, step 7: The condemned list is looked at again behind the entry.",
+        "copying/versions.py",
+        "                    writer.look(below)\n",
+        "                    pass\n",
+        ("integration/test_copy.py::test_what_is_condemned_while_it_is_published_is_stored_anew",),
+    ),
+    Mutation(
+        "sync-brings-back-what-was-removed",
+        "docs/how-to/copying.md: What was removed in the other store stays so.",
+        "copying/sync.py",
+        "if number in self._matched:",
+        "if False:",
+        ("integration/test_copy_sync.py::test_what_is_removed_stays_so_on_either_side",),
+    ),
+    Mutation(
+        "sync-removes-unasked",
+        "docs/how-to/copying.md: Nothing is removed from the other store without --delete.",
+        "copying/sync.py",
+        "        if wanted.delete:\n            self._delete(name, pairs)",
+        "        self._delete(name, pairs)",
+        ("integration/test_copy_sync.py::test_nothing_is_removed_unless_it_is_wanted",),
+    ),
+    Mutation(
+        "sync-puts-an-older-version-in-front",
+        "docs/how-to/copying.md: a version behind which another one is there is left out.",
+        "copying/sync.py",
+        "if number < self._newest:",
+        "if False:",
+        ("integration/test_copy_sync.py::test_an_older_version_is_not_put_behind_a_newer_one",),
+    ),
+)
+
 _FORMAT = (
     Mutation(
         "record-that-its-reader-refuses",
@@ -8043,4 +8144,5 @@ MUTATIONS = (
     *_CONDEMNED_MANIFESTS,
     *_PURGE,
     *_GROWTH,
+    *_COPIES,
 )

@@ -31,7 +31,7 @@ FLOORS = {
     "folders": 0, "progress": 0, "locks": 0, "unfinished": 0,
     "format": 1, "codecs": 1, "blobs": 1, "placement": 1, "lossy": 1,
     "tiers": 2,
-    "modelstore": 3, "variants": 3,
+    "modelstore": 3, "variants": 3, "copying": 3,
     "config": 4, "wiring": 4,
     "admin": 5,
     "store": 6,
@@ -65,6 +65,7 @@ ROOMS = {
 SAME_FLOOR = {
     ("arguments", "errors"), ("ids", "errors"), ("ids", "arguments"), ("progress", "errors"),
     ("progress", "arguments"), ("format", "codecs"), ("variants", "modelstore"),
+    ("copying", "modelstore"),
     ("prepared", "forks"), ("folders", "errors"), ("locks", "forks"), ("unfinished", "locks"),
     ("unfinished", "folders"),
     ("wiring", "config"),

@@ -15,6 +15,7 @@ from tierstore.modelstore.version import Version
 from tierstore.progress import Progress
 
 if TYPE_CHECKING:
+    from tierstore.copying.report import CopiedVersion, Synced
     from tierstore.modelstore.reclaim.purge.purging import Purges
     from tierstore.modelstore.reclaim.purge.receipt import PurgeReceipt
 
@@ -145,6 +146,112 @@ class Store(modelstore.Store):
             self, ref, parameters, keep=keep, name=name, max_error=max_error, message=message,
             progress=progress,
         )  # fmt: skip
+
+    def copy(
+        self,
+        ref: str | Version,
+        to: Store,
+        *,
+        model: str | None = None,
+        history: bool = False,
+        progress: Progress | bool | None = None,
+    ) -> list[CopiedVersion]:
+        """Copy a version to another store: its manifest and what that store lacks of its chunks.
+
+        Frames are verified and stored as they are, so that nothing is encoded again, and the digest
+        stays the same. What a patch lies on comes along, variants go with their version, and a
+        release with its members. Where the model has this content already, what that store has lost
+        of it is put back, and nothing else is written. Else the version gets the next number of the
+        model there: its own, if it is the next one.
+
+        A copy that was stopped goes on where it was when it is started again. Both stores may be
+        written to and collected meanwhile.
+
+        Args:
+            ref: A reference to the version, or to a release.
+            to: The store that it comes to.
+            model: The model's name there; by default the same.
+            history: Whether entries keep their times, and who wrote them; else it is now, and us.
+            progress: ``True`` for a bar (``pip install 'tierstore[progress]'``), or a function that
+                is called with the bytes done and the bytes in all, of one version at a time.
+
+        Returns:
+            What came of the version and of each of its variants; before a release of its members.
+
+        Raises:
+            UsageError: A variant was named alone, or ``model`` was given for a release.
+            NotFound: There is no such version, or a part of it is missing; nothing was published.
+            Damaged: A part of the version is damaged, and the message says which; likewise.
+            Conflict: The content was purged there, or the name is a release's there.
+
+        Examples:
+            >>> store, backup = tierstore.init("store"), tierstore.init("backup")
+            >>> version = store.save("ranker", {"w": np.ones(3, np.float32)})
+            >>> [copied] = store.copy("ranker", backup)
+            >>> str(copied.version), copied.version.digest == version.digest
+            ('ranker@1', True)
+        """
+        from tierstore.copying.copying import copy_version
+
+        return copy_version(self, ref, to, model=model, history=history, progress=progress)
+
+    def sync(
+        self,
+        to: Store,
+        *,
+        models: Sequence[str] = (),
+        versions: str | None = None,
+        aliases: bool = False,
+        history: bool = False,
+        delete: bool = False,
+        dry_run: bool = False,
+        progress: Progress | bool | None = None,
+    ) -> Synced:
+        """Bring what this store has to another one, as ``copy`` does: a backup, or a move.
+
+        The versions of each model come in order, each with its variants; then releases. What is
+        there already costs nothing but a look at the logs. What was removed here is not copied, and
+        what was removed or purged there stays so. A version that is older than one that is there is
+        left out: it would be the newest. One that cannot be read ends nothing but its own copy.
+
+        Args:
+            to: The store that it comes to.
+            models: Globs of the names of models and releases; all by default. The members of a
+                release come in any case.
+            versions: Which versions of each model: numbers and ranges such as ``12``, ``5-20``,
+                ``30-`` or ``last:3``, with commas between; all by default.
+            aliases: Whether aliases are set there as they are here.
+            history: Whether entries keep their times, and who wrote them; else it is now, and us.
+            delete: Whether versions of these models that this store does not have are removed
+                there, as by ``remove``, and with ``aliases`` aliases that it does not have.
+            dry_run: Whether nothing is changed.
+            progress: ``True`` for a bar (``pip install 'tierstore[progress]'``), or a function that
+                is called with the bytes done and the bytes in all, of one version at a time.
+
+        Returns:
+            What came of each version, alias and removal; ``failed`` says what failed, and why.
+
+        Raises:
+            UsageError: It is the same store, ``versions`` makes no sense, or ``delete`` and the
+                other store does not allow removal yet.
+            NotFound: ``models`` name none.
+            BackendError: A storage failed. Started again, it goes on where it was.
+
+        Examples:
+            >>> store, backup = tierstore.init("store"), tierstore.init("backup")
+            >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)}, alias="prod")
+            >>> report = store.sync(backup, aliases=True)
+            >>> [str(one.version) for one in report.of("copied")], report.failed
+            (['ranker@1'], [])
+            >>> backup.load("ranker@prod")["w"]
+            array([1., 1., 1.], dtype=float32)
+            >>> store.sync(backup).sent_bytes
+            0
+        """
+        from tierstore.copying.sync import Wanted, sync_stores
+
+        wanted = Wanted(models, versions, aliases, history, delete, dry_run)
+        return sync_stores(self, to, wanted, progress)
 
 
 def init_store(

@@ -42,6 +42,9 @@ with tierstore.open(url) as store:
         store.save("m", sys.argv[3])
     elif what == "export":
         store.load("m").export(sys.argv[3])
+    elif what == "sync":
+        with tierstore.init(sys.argv[3]) as other:
+            assert not store.sync(other).failed
     else:
         loaded = store.load("m").load()
         assert loaded["w"].nbytes == int(sys.argv[3])
@@ -97,5 +100,7 @@ def test_many_threads_keep_within_the_bound(tmp_path: Path, cache: Path, chunk: 
     saved = measure(tmp_path, "save", path, TIERSTORE_THREADS="64")
     path.unlink()
     assert saved < 512 * MIB, f"{saved / MIB:.0f} MiB"
+    copied = measure(tmp_path, "sync", tmp_path / "other", TIERSTORE_THREADS="64")
+    assert copied < 512 * MIB, f"{copied / MIB:.0f} MiB"
     loaded = measure(tmp_path, "load", 512 * MIB, TIERSTORE_THREADS="64")
     assert loaded < 812 * MIB, f"{loaded / MIB:.0f} MiB"

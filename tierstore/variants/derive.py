@@ -20,7 +20,7 @@ from tierstore.arguments import as_message, as_number, as_text
 from tierstore.errors import Damaged, NotFound, SourceError, UnsupportedFormat, UsageError
 from tierstore.format.keys import VARIANTS
 from tierstore.format.manifest import FileEntry, LineageEntry
-from tierstore.format.reflog import RefEntry, that_count
+from tierstore.format.reflog import that_count
 from tierstore.format.safetensors import parse_header
 from tierstore.ids import FULL, check_variant
 from tierstore.lossy.errors import TensorError, compare, total
@@ -32,15 +32,10 @@ from tierstore.lossy.record import (
     encode_record,
     error_record,
 )
-from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.home.refs import RefTarget
-from tierstore.modelstore.home.reserve import with_reserve
-from tierstore.modelstore.home.settling import Publication
 from tierstore.modelstore.loading.arrays import ArrayBytes
 from tierstore.modelstore.loading.dequantized import read_record
 from tierstore.modelstore.loading.opener import VerifiedOpened
 from tierstore.modelstore.loading.tensor import VerifiedTensor
-from tierstore.modelstore.names.removalprotocol import undone
 from tierstore.modelstore.saving.source import ArrayFile, BytesFile, SourceFile
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import DERIVED_FROM, Version, version_of
@@ -234,26 +229,9 @@ def _publish(
         files, _newest_of(store, version.model, label), version.model
     )
     with store._parts.saving.begin(selection) as writer:
-        how = _publication(store._parts.home, version, label, message)
+        how = store._names.derivation(version, label, message)
         entry = writer.publish(how, files, lineage)
     return version_of(version.model, entry, writer.stats(), label)
-
-
-def _publication(
-    home: Home, version: Version, label: str, message: str | None
-) -> Publication[RefEntry]:
-    """Return how a variant of a version is published, by an entry of its log."""
-    log = home.log(version.model, VARIANTS + label)
-
-    def take_back(entry: RefEntry, why: BaseException) -> str:
-        back = RefTarget(entry.version, entry.manifest, entry.seq)
-        with_reserve(home.blobs, lambda: log.append("derive", lambda _: back, undone(why)))
-        return f"{version}+{label} was published, and is taken back"
-
-    return Publication(
-        lambda digest: log.append("derive", lambda _: (version.number, digest.hex, None), message),
-        take_back,
-    )
 
 
 def _newest_of(store: Store, model: str, label: str) -> str | None:

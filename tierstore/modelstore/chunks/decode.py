@@ -163,6 +163,43 @@ class FrameDecoder:
                 raise
         return Verified(out)
 
+    def copy(
+        self,
+        place: ChunkPlace,
+        bad: frozenset[str] = frozenset(),
+        error: Unread | None = None,
+    ) -> tuple[ChunkPlace, bytes]:
+        """Fetch a frame as it lies, with the proof before it, from wherever a good copy of it is.
+
+        Args:
+            place: Place of the frame, as the layout has it.
+            bad: Names of tiers whose copy was found damaged already.
+            error: What was wrong with the copies in ``bad``, or why no tier gave any.
+
+        Returns:
+            The place where it was found, and the bytes of proof and frame.
+        """
+        found: list[tuple[ChunkPlace, bytes]] = []
+
+        def attempt(at: ChunkPlace, avoid: frozenset[str], used: set[str]) -> None:
+            data, tier = self._pool.read_frame(at, -at.proof_bytes, at.frame_bytes, avoid)
+            used.add(tier)
+            self.check(at, memoryview(data))
+            found.append((at, bytes(data)))
+
+        self._from_good_copy(place, attempt, bad, error)
+        return found[0]
+
+    def check(self, place: ChunkPlace, data: memoryview) -> None:
+        """Raise ``Damaged`` unless a frame gives its chunk, and the proof before it proves that.
+
+        Args:
+            place: Place of the frame.
+            data: The bytes of proof and frame, in memory that nobody else writes.
+        """
+        self.decode(place, data[place.proof_bytes :], self._pool.chunk_room(place.plain_bytes))
+        _checked(place, data[: place.proof_bytes + place.head_bytes])
+
     def read_head(self, place: ChunkPlace) -> FrameHead:
         """Fetch and check the head of a frame, and the proof where it has one."""
         heads: list[FrameHead] = []

@@ -18,7 +18,7 @@ or is copied and verified once more where somebody turns out to wait.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 from tierstore.deferred import np
@@ -27,6 +27,7 @@ from tierstore.format.checks import Verified, digest_of
 from tierstore.format.frame import FrameHead
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.chunks.decode import FrameDecoder, Part, Sink, Unread
+from tierstore.modelstore.chunks.frames import read_frames
 from tierstore.modelstore.chunks.local import LocalChunks
 from tierstore.modelstore.chunks.plan import Run, batches, plan_runs
 from tierstore.modelstore.chunks.pool import Came, ReadPool
@@ -172,6 +173,10 @@ class VerifiedReader(ChunkReader):
         out = memoryview(bytearray(place.plain_bytes))
         self.read([Want(place, out)])
         return Verified(out)
+
+    def frames(self, places: Sequence[ChunkPlace]) -> Iterator[tuple[ChunkPlace, bytes]]:
+        """Read frames as they lie, each with the proof before it, verified; see ``read_frames``."""
+        return read_frames(self.pool, self._decoder, places)
 
 
 class _Fetch:

@@ -173,7 +173,12 @@ class Home:
 
     def manifest(self, digest: Digest) -> Manifest:
         """Return the manifest with this digest, verified."""
-        return parse_manifest(self._sealed(digest), digest, _named(digest))
+        return self.manifest_as_stored(digest)[0]
+
+    def manifest_as_stored(self, digest: Digest) -> tuple[Manifest, Buffer]:
+        """Return the manifest with this digest, verified, and the object that holds it."""
+        sealed = self._sealed(digest)
+        return parse_manifest(sealed, digest, _named(digest)), sealed
 
     def manifest_chunks(self, digest: Digest) -> ManifestChunks:
         """Return what the manifest with this digest is made of, verified; see there."""

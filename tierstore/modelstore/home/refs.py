@@ -237,6 +237,7 @@ class RefLog:
         target: Callable[[RefEntry | None], RefTarget | tuple[int | None, str | None, int | None]],
         message: str | None = None,
         versions: Sequence[int] = (),
+        origin: RefEntry | None = None,
     ) -> RefEntry:
         """Append one entry and return it; concurrent writers each get a number of their own.
 
@@ -246,6 +247,8 @@ class RefLog:
                 another writer came first.
             message: Note for the log: why this is done; ``None`` for no note.
             versions: Numbers of the versions that are removed or brought back, rising.
+            origin: The entry of another store that this one is a copy of: it keeps the time and who
+                wrote it.
 
         Raises:
             Conflict: Other writers came first a thousand times.
@@ -266,8 +269,8 @@ class RefLog:
                 manifest=goal.manifest,
                 previous=goal.previous,
                 rollout=goal.rollout,
-                time_us=time.time_ns() // 1000 + int(skew_s * 1e6),
-                who=whoami(),
+                time_us=origin.time_us if origin else time.time_ns() // 1000 + int(skew_s * 1e6),
+                who=origin.who if origin else whoami(),
                 message=note,
                 tool=f"tierstore {package_version('tierstore')}",
                 versions=list(versions),

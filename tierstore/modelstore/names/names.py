@@ -15,10 +15,12 @@ from tierstore.format.storeconfig import check_features
 from tierstore.ids import FULL, Digest, ModelRef, check_alias, check_name
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.refs import RefLog, RefTarget
+from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.home.settling import Publication
 from tierstore.modelstore.names.aliaslog import goes_back_to
 from tierstore.modelstore.names.members import members_of, refuse_release, variant_of, variants_of
 from tierstore.modelstore.names.named import Keep, Named
+from tierstore.modelstore.names.removalprotocol import undone
 from tierstore.modelstore.names.removed import Removals
 from tierstore.modelstore.names.turns import takes_new
 from tierstore.modelstore.version import RELEASED, Version, version_of
@@ -317,9 +319,14 @@ class Names:
             self.check_movable(model, check_alias(alias))
 
     def publish(
-        self, model: str, digest: Digest, message: str | None, after: int | None = None
+        self,
+        model: str,
+        digest: Digest,
+        message: str | None,
+        after: int | None = None,
+        origin: RefEntry | None = None,
     ) -> RefEntry:
-        """Append a new version to a model's log.
+        """Append a new version to a model's log; for ``origin`` see ``RefLog.append``.
 
         Raises:
             Conflict: The newest version is not number ``after`` (0 for none), or the name is a
@@ -335,16 +342,40 @@ class Names:
                 )
             return 0, digest.hex, None
 
-        return self.home.log(model).append("publish", target, message)
+        return self.home.log(model).append("publish", target, message, origin=origin)
 
     def publication(
-        self, model: str, message: str | None, after: int | None = None
+        self,
+        model: str,
+        message: str | None,
+        after: int | None = None,
+        origin: RefEntry | None = None,
     ) -> Publication[RefEntry]:
         """Return how a new version of a model is published; see ``publish``."""
         return Publication(
-            lambda digest: self.publish(model, digest, message, after),
+            lambda digest: self.publish(model, digest, message, after, origin),
             lambda entry, why: self.named.unpublish(version_of(model, entry), why),
         )
+
+    def derivation(
+        self, version: Version, label: str, message: str | None, origin: RefEntry | None = None
+    ) -> Publication[RefEntry]:
+        """Return how a variant of a version is published, by an entry of its log.
+
+        For ``origin`` see ``RefLog.append``.
+        """
+        log = self.home.log(version.model, VARIANTS + label)
+
+        def take_back(entry: RefEntry, why: BaseException) -> str:
+            back = RefTarget(entry.version, entry.manifest, entry.seq)
+            with_reserve(self.home.blobs, lambda: log.append("derive", lambda _: back, undone(why)))
+            return f"{version}+{label} was published, and is taken back"
+
+        def append(digest: Digest) -> RefEntry:
+            to = RefTarget(version.number, digest.hex)
+            return log.append("derive", lambda _: to, message, origin=origin)
+
+        return Publication(append, take_back)
 
     def _is_newest(self, model: str, number: int, last: RefEntry | None) -> bool:
         """Return whether all versions behind this one are removed; 0 stands before the first."""

@@ -118,7 +118,7 @@ def fold_version(
         writer.limit(most_bytes)
         full = writer.publish(
             Publication(
-                lambda full: _name(home, version.digest, full),
+                lambda full: name_fold(home, version.digest, full),
                 lambda full, why: f"{version} is read by its patches as before",
             ),
             files,
@@ -137,7 +137,7 @@ def _is_lost(home: Home, full: Digest) -> bool:
     return bool(healing.uncovered(healing.lost_in(table, table.digests), table))
 
 
-def _name(home: Home, patch: Digest, full: Digest) -> Digest:
+def name_fold(home: Home, patch: Digest, full: Digest) -> Digest:
     """Let a fold name a full manifest, and return that.
 
     A fold is never taken back: where it cannot be read, what lies below is.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
+from typing import TypeVar
 
 from tierstore.errors import OutOfSpace
 from tierstore.format.reflog import RefEntry
@@ -14,6 +15,7 @@ from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.loading.opener import Opener
 from tierstore.modelstore.saving.base_selection import BaseSelection, select_base
+from tierstore.modelstore.saving.copier import CopyWriter
 from tierstore.modelstore.saving.delta import BaseVersion
 from tierstore.modelstore.saving.framing import encoders
 from tierstore.modelstore.saving.segments import Kept
@@ -22,6 +24,8 @@ from tierstore.modelstore.saving.writer import Writer
 from tierstore.modelstore.version import Version
 from tierstore.progress import Progress
 from tierstore.shown import size
+
+_W = TypeVar("_W", bound=Writer)
 
 
 class _Behind(Container[bytes]):
@@ -58,7 +62,6 @@ class Saving:
         self._home, self._index, self._opener = home, index, opener
         self._resolve, self._newest, self._threads = resolve, newest, threads
 
-    @contextmanager
     def begin(
         self,
         selection: BaseSelection | None = None,
@@ -66,7 +69,7 @@ class Saving:
         indexed: bool = True,
         chunk_size: int | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[Writer]:
+    ) -> AbstractContextManager[Writer]:
         """Yield a writer; garbage collection leaves its packs alone until the block ends.
 
         The block calls ``publish``; its sources stay open until after it. When it ends without an
@@ -84,6 +87,29 @@ class Saving:
         Raises:
             UnsupportedFormat: The store needs a newer tierstore to be written to.
         """
+        return self._begin(Writer, selection, indexed, chunk_size, progress)
+
+    def begin_copy(
+        self, chunk_size: int, progress: Progress | None = None, *, indexed: bool = True
+    ) -> AbstractContextManager[CopyWriter]:
+        """Yield a writer of what another store has; as ``begin`` in all else.
+
+        Args:
+            chunk_size: Bytes of a chunk of the manifest that is copied.
+            progress: Called with bytes done and bytes in all.
+            indexed: As for ``begin``.
+        """
+        return self._begin(CopyWriter, None, indexed, chunk_size, progress)
+
+    @contextmanager
+    def _begin(
+        self,
+        kind: type[_W],
+        selection: BaseSelection | None,
+        indexed: bool,
+        chunk_size: int | None,
+        progress: Progress | None,
+    ) -> Iterator[_W]:
         home = self._home
         check_features(home.config, "write", home.blobs.url)
         with WriterLease(home.blobs) as lease:
@@ -95,7 +121,7 @@ class Saving:
                 self._index.sync(_Behind(marked, glance))
                 self._index.forget_condemned(glance.segments, home.condemned)
                 lease.remove_ended()
-            writer = Writer(
+            writer = kind(
                 home,
                 self._index,
                 lease,

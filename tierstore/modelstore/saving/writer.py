@@ -361,8 +361,8 @@ class Writer:
         raise BackendError(self._vanishing())
 
     def _layout(self, digest: Digest) -> tuple[bytes, dict[bytes, int]]:
-        # bases of reused deltas come last: they are read with their deltas, not in load order
-        order = [*self._state.order, *(d for d in self._state.reused if d not in self._state.order)]
+        # bases of deltas come last: they are read with their deltas, not in load order
+        order = dict.fromkeys([*self._state.order, *self._packer.places, *self._state.reused])
         places = [self._place(one) for one in order]
         sizes = {**self._state.reused_packs, **self._packer.pack_sizes}
         used = {place.pack: sizes[place.pack] for place in places}

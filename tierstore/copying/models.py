@@ -1,0 +1,198 @@
+"""Copies versions of one model, with their variants, and releases with their members."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from tierstore.copying.report import CopiedVersion
+from tierstore.copying.versions import VersionCopy
+from tierstore.format.keys import VARIANTS
+from tierstore.format.reflog import RefEntry, that_count
+from tierstore.ids import Digest
+from tierstore.modelstore.home.settling import Publication
+from tierstore.modelstore.names.members import variants_of
+from tierstore.modelstore.store import Store
+from tierstore.modelstore.version import Version, version_of
+from tierstore.progress import Progress
+
+HOLDER = "holds the number of a version that was not copied"
+"""The message of an entry that stands for no version, and is removed at once."""
+
+
+class ModelCopy:
+    """Copies versions of one model to another store.
+
+    Args:
+        source: The store that has them.
+        target: The store that they come to.
+        model: Name of the model in the source.
+        into: Its name in the target.
+        history: Whether entries keep their times, and who wrote them.
+        progress: Called with the bytes done and the bytes in all of what is copied at a time.
+        keep_numbers: Whether numbers before that of a version that are free in the target are held
+            by entries that are removed at once, so that the version gets its own; that takes a
+            target that allows removal.
+    """
+
+    def __init__(
+        self,
+        source: Store,
+        target: Store,
+        model: str,
+        into: str,
+        *,
+        history: bool,
+        progress: Progress | None,
+        keep_numbers: bool = False,
+    ) -> None:
+        self._source, self._target = source, target
+        self._model, self._into = model, into
+        self._history, self._progress = history, progress
+        self._keep_numbers = keep_numbers
+        self._versions = VersionCopy(source, target)
+        names, log = target._names, target._parts.home.log(into)
+        names.check_new(into, None)
+        self.entries: dict[int, RefEntry] = {}
+        """The entries of the model's versions in the target, by number."""
+        self._numbers: dict[str | None, list[int]] = {}
+        """Their numbers, rising, by the digests of their manifests."""
+        for entry in reversed(list(log.entries())):
+            self._note(entry)
+        self._is_held = True
+        self.removed = names.removals.of(into)
+        """Those versions of the model that are removed in the target, by number."""
+
+    def _note(self, entry: RefEntry) -> None:
+        self.entries[entry.seq] = entry
+        self._numbers.setdefault(entry.manifest, []).append(entry.seq)
+
+    def version(self, number: int) -> Version:
+        """Return a version of the model in the target, removed or not."""
+        return version_of(self._into, self.entries[number])
+
+    def why_removed(self, number: int) -> str:
+        """Return in words when a version was removed in the target, and by whom."""
+        names = self._target._names
+        return names.removals.why(self._into, number, self.removed[number])
+
+    def estimate(self, version: Version, seen: set[bytes]) -> int:
+        """Return the bytes that a copy would send; see ``VersionCopy.estimate``."""
+        return self._versions.estimate(version, self.find, seen)
+
+    def find(self, digest: Digest) -> Version | None:
+        """Return the newest version in force in the target with this manifest; ``None`` if none."""
+        numbers = reversed(self._numbers.get(digest.hex, []))
+        found = next((number for number in numbers if number not in self.removed), None)
+        return None if found is None else self.version(found)
+
+    def copy(
+        self, version: Version, there: Version | None, *, heal: bool = False
+    ) -> Iterator[CopiedVersion]:
+        """Copy a version unless it is there, then its variants; yield what came of each.
+
+        Args:
+            version: The version in the source.
+            there: The same in the target, if that has it.
+            heal: Whether what the target has lost of what is there is put back.
+
+        Raises:
+            Conflict: This content was purged from the target.
+            Damaged, NotFound: A part of the version cannot be read; nothing of it was published.
+        """
+        if there is not None:
+            yield self._there(version, there, self.entries[there.number], heal=heal)
+        else:
+            origin = self._source._parts.home.log(self._model).entry(version.number)
+            how = self._publication(origin)
+            entry, sent, _ = self._versions.copy(version, how, self.find, self._progress)
+            self._note(entry)
+            self.remove_holders()
+            there = version_of(self._into, entry)
+            yield CopiedVersion(version, there, "copied", sent_bytes=sent)
+        yield from self._copy_variants(version, there, heal=heal)
+
+    def _there(
+        self, version: Version, there: Version, entry: RefEntry, *, heal: bool
+    ) -> CopiedVersion:
+        """Return what came of a version that is there, and heal it if that is wanted."""
+        if not heal:
+            return CopiedVersion(version, there, "there")
+        how = Publication(lambda _: entry, lambda entry, why: f"{there} stays as it was")
+        _, sent, chunks = self._versions.copy(version, how, lambda _: None, self._progress)
+        if not chunks:
+            return CopiedVersion(version, there, "there")
+        return CopiedVersion(version, there, "healed", sent_bytes=sent)
+
+    def _publication(self, origin: RefEntry) -> Publication[RefEntry]:
+        """Return how a version is published in the target.
+
+        Args:
+            origin: Its entry in the source.
+        """
+        kept = origin if self._history else None
+        how = self._target._names.publication(self._into, origin.message, origin=kept)
+
+        def append(digest: Digest) -> RefEntry:
+            if self._keep_numbers:
+                self._hold_numbers(origin.seq, digest)
+            return how.append(digest)
+
+        return replace(how, append=append)
+
+    def _hold_numbers(self, number: int, digest: Digest) -> None:
+        """Have all numbers before one taken.
+
+        The entries name the content that is about to be published: whoever takes the newest version
+        meanwhile gets that, and never what no version is.
+        """
+        last = self._target._parts.home.log(self._into).last()
+        following = last.seq + 1 if last else 1
+        while following < number:
+            held = self._target._names.publish(self._into, digest, HOLDER)
+            self._note(held)
+            self._is_held = True
+            following = held.seq + 1
+
+    def remove_holders(self) -> None:
+        """Remove the entries that hold numbers, those of a copy that was killed, too."""
+        if not self._is_held:
+            return
+        held = [n for n, one in self.entries.items() if self.holds(one) and n not in self.removed]
+        newer = {one.manifest for one in self.entries.values() if not self.holds(one)}
+        going = [n for n in held if self.entries[n].manifest in newer]
+        if going:
+            refs = [f"{self._into}@{number}" for number in sorted(going)]
+            self._target.remove(*refs, message=HOLDER)
+            self.removed = self._target._names.removals.of(self._into)
+        self._is_held = len(held) > len(going)
+
+    @staticmethod
+    def holds(entry: RefEntry) -> bool:
+        """Return whether an entry of the target holds a number and stands for no version."""
+        return entry.message == HOLDER
+
+    def _copy_variants(
+        self, version: Version, there: Version, *, heal: bool
+    ) -> Iterator[CopiedVersion]:
+        for variant in variants_of(self._source._parts.home, version):
+            name = VARIANTS + str(variant.variant)
+            own = that_count(self._target._parts.home.log(self._into, name).entries())
+            made = (one for one in own if one.version == there.number)
+            entry = next((one for one in made if one.manifest == variant.digest.hex), None)
+            if entry is not None:
+                found = version_of(self._into, entry, variant=variant.variant)
+                yield self._there(variant, found, entry, heal=heal)
+                continue
+            origin = self._origin_of(variant, name)
+            kept = origin if self._history else None
+            label = str(variant.variant)
+            how = self._target._names.derivation(there, label, origin.message, kept)
+            entry, sent, _ = self._versions.copy(variant, how, lambda _: None, self._progress)
+            found = version_of(self._into, entry, variant=variant.variant)
+            yield CopiedVersion(variant, found, "copied", sent_bytes=sent)
+
+    def _origin_of(self, variant: Version, name: str) -> RefEntry:
+        log = self._source._parts.home.log(self._model, name)
+        every = (one for one in that_count(log.entries()) if one.version == variant.number)
+        return next(entry for entry in every if entry.manifest == variant.digest.hex)

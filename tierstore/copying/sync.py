@@ -1,0 +1,276 @@
+"""Brings what one store has to another: models, their versions in order, releases, aliases.
+
+Nothing is ever put before what is there: a version that the target lacks comes behind those that
+it has, so an older one is left out, as it would be the newest there. What was removed in the target
+stays removed, and what was removed in the source is not copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from tierstore.arguments import as_text, as_texts, wrong
+from tierstore.copying.copying import copy_release
+from tierstore.copying.matching import match, selected
+from tierstore.copying.models import ModelCopy
+from tierstore.copying.report import CopiedAlias, CopiedVersion, DeletedVersion, Synced
+from tierstore.errors import Conflict, Damaged, NotFound, UnsupportedFormat, UsageError
+from tierstore.modelstore.reclaim.feature import check_enabled, is_enabled
+from tierstore.modelstore.store import Store
+from tierstore.modelstore.version import Version, version_of
+from tierstore.progress import Progress, reported
+
+_Refused = (Conflict, Damaged, NotFound, UnsupportedFormat)
+"""What ends the copy of one version, and not that of others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a sync is to bring, and how.
+
+    Attributes:
+        models: Globs of the names of models and releases; empty for all.
+        versions: Which versions of each, as ``matching.selected`` takes them.
+        aliases: Whether aliases are set as they are in the source.
+        history: Whether entries keep their times, and who wrote them.
+        delete: Whether versions, and with ``aliases`` aliases, that the source has not are removed.
+        dry_run: Whether nothing is changed.
+    """
+
+    models: Sequence[str] = ()
+    versions: str | None = None
+    aliases: bool = False
+    history: bool = False
+    delete: bool = False
+    dry_run: bool = False
+
+
+def sync_stores(
+    source: Store, target: Store, wanted: Wanted, progress: Progress | bool | None
+) -> Synced:
+    """Bring what one store has to another; see ``Store.sync``."""
+    if not isinstance(target, Store):
+        raise wrong("to", "a store, as tierstore.open gives it", target)
+    as_texts("models", wanted.models, "['ranker', 'org/*']")
+    if wanted.versions is not None:
+        as_text("versions", wanted.versions, "numbers and ranges as text, such as '5-20'")
+    if wanted.delete:
+        check_enabled(target._parts.home)
+    with reported(progress, "copying") as told:
+        return Sync(source, target, wanted, told).run()
+
+
+class Sync:
+    """Brings what one store has to another.
+
+    Args:
+        source: The store that has it.
+        target: The store that it comes to.
+        wanted: What is to be brought, and how.
+        progress: Called with the bytes done and the bytes in all of what is copied at a time.
+    """
+
+    def __init__(
+        self, source: Store, target: Store, wanted: Wanted, progress: Progress | None
+    ) -> None:
+        if source.url == target.url:
+            raise UsageError(f"{source.url} is given twice; name the store that it is copied to")
+        selected(wanted.versions, ())  # before anything is read
+        self._source, self._target, self._wanted = source, target, wanted
+        self._progress = progress
+        self._report = Synced(wanted.dry_run)
+        self._copiers: dict[str, ModelCopy] = {}
+        self._seen: set[bytes] = set()
+        """With a dry run, the chunks that would be in the target by now."""
+
+    def run(self) -> Synced:
+        """Bring what is wanted; what fails for one version is in the report.
+
+        Raises:
+            BackendError: A storage failed. Run again, it goes on where it was.
+        """
+        wanted = self._wanted
+        names = [
+            name
+            for name in self._source.models()
+            if not wanted.models or any(fnmatchcase(name, glob) for glob in wanted.models)
+        ]
+        if wanted.models and not names:
+            raise NotFound(f"{self._source.url} has no model {', '.join(wanted.models)}")
+        if wanted.dry_run:
+            self._target._index.sync()
+        releases = set(self._source.releases.names())
+        for name in sorted(names, key=lambda name: (name in releases, name)):
+            self._bring(name, is_release=name in releases)
+        return self._report
+
+    def _bring(self, name: str, *, is_release: bool) -> None:
+        source, wanted = self._source, self._wanted
+        try:
+            copier = self._copier_of(name)
+            if not wanted.dry_run:
+                copier.remove_holders()
+        except Conflict as error:  # a release there, or a name that differs in case
+            newest = source.resolve(name)
+            self._report.versions.append(CopiedVersion(newest, None, "failed", str(error)))
+            return
+        pairs = _Pairs(source, name, copier)
+        chosen = set(selected(wanted.versions, pairs.versions))
+        for number, version in pairs.versions.items():
+            if number not in chosen:
+                continue
+            try:
+                for one in self._one(version, pairs, is_release=is_release):
+                    self._report.versions.append(one)
+                    if one.source == version and one.version is not None:
+                        pairs.there[number] = one.version
+            except _Refused as error:
+                self._report.versions.append(CopiedVersion(version, None, "failed", str(error)))
+                self._report.is_damaged |= isinstance(error, Damaged | NotFound)
+        if wanted.aliases:
+            self._set_aliases(name, pairs)
+        if wanted.delete:
+            self._delete(name, pairs)
+
+    def _copier_of(self, name: str) -> ModelCopy:
+        """Return what copies the versions of a model; it reads the target's log once."""
+        if name not in self._copiers:
+            self._copiers[name] = ModelCopy(
+                self._source,
+                self._target,
+                name,
+                name,
+                history=self._wanted.history,
+                progress=self._progress,
+                keep_numbers=is_enabled(self._target._parts.home),
+            )
+        return self._copiers[name]
+
+    def _one(self, version: Version, pairs: _Pairs, *, is_release: bool) -> Iterator[CopiedVersion]:
+        there = pairs.there.get(version.number)
+        if why := pairs.why_left(version.number):
+            yield CopiedVersion(version, None, "left", why)
+        elif self._wanted.dry_run:
+            yield self._planned(version, there, pairs.copier, is_release=is_release)
+        elif not is_release:
+            yield from pairs.copier.copy(version, there)
+        elif there is not None:
+            yield CopiedVersion(version, there, "there")
+        else:
+            yield from copy_release(self._source, version, self._target, self._copier_of)
+
+    def _planned(
+        self, version: Version, there: Version | None, copier: ModelCopy, *, is_release: bool
+    ) -> CopiedVersion:
+        """Return what would come of a version; its variants are not looked at."""
+        if there is not None:
+            return CopiedVersion(version, there, "there")
+        sent = 0 if is_release else copier.estimate(version, self._seen)
+        return CopiedVersion(version, None, "copied", sent_bytes=sent)
+
+    # Aliases, and what the source does not have
+
+    def _set_aliases(self, name: str, pairs: _Pairs) -> None:
+        target, report = self._target, self._report
+        there = {one.name: one for one in target.aliases(name)} if name in target.models() else {}
+        wanted = self._source.aliases(name)
+        for alias in wanted:
+            now = there.get(alias.name)
+            version = pairs.there.get(alias.version.number)
+            if now is not None and now.version == version:
+                report.aliases.append(CopiedAlias(name, alias.name, version, "there"))
+                continue
+            report.aliases.append(self._set(name, alias.name, alias.version, version))
+        for gone in there.keys() - {one.name for one in wanted} if self._wanted.delete else ():
+            report.aliases.append(self._unset(name, gone))
+
+    def _set(self, name: str, alias: str, of: Version, version: Version | None) -> CopiedAlias:
+        try:
+            if not self._wanted.dry_run:
+                if version is None:
+                    raise NotFound(f"{of} of {self._source.url} is not in {self._target.url}")
+                self._target.alias(name, alias, version, message=self._note)
+        except _Refused as error:
+            return CopiedAlias(name, alias, None, "failed", str(error))
+        return CopiedAlias(name, alias, version, "copied")
+
+    def _unset(self, name: str, alias: str) -> CopiedAlias:
+        try:
+            if not self._wanted.dry_run:
+                self._target.remove_alias(name, alias, message=self._note)
+        except _Refused as error:
+            return CopiedAlias(name, alias, None, "failed", str(error))
+        return CopiedAlias(name, alias, None, "removed")
+
+    @property
+    def _note(self) -> str:
+        return f"as in {self._source.url}"
+
+    def _delete(self, name: str, pairs: _Pairs) -> None:
+        """Remove the versions that the source has removed, or never had, as ``rm`` does."""
+        keep = {version.number for version in pairs.there.values()}
+        target = self._target
+        every = target.versions(name) if name in target.models() else []
+        going = [version for version in every if version.number not in keep]
+        if not going:
+            return
+        try:  # together: a patch goes with what it lies on
+            self._remove(going)
+            self._report.deleted += map(DeletedVersion, going)
+        except Conflict:
+            for version in going:
+                try:
+                    self._remove([version])
+                    self._report.deleted.append(DeletedVersion(version))
+                except Conflict as error:
+                    self._report.deleted.append(DeletedVersion(version, str(error)))
+
+    def _remove(self, versions: Sequence[Version]) -> None:
+        if not self._wanted.dry_run:
+            note = f"not in {self._source.url}"
+            self._target.remove(*versions, message=note)
+
+
+class _Pairs:
+    """The versions of a model in the source, and which of them the target has.
+
+    Attributes:
+        versions: Those in force in the source, by number, rising.
+        there: The same in the target, as far as they are in force there, by number in the source.
+    """
+
+    def __init__(self, source: Store, name: str, copier: ModelCopy) -> None:
+        self.copier = copier
+        entries = {entry.seq: entry for entry in source._parts.home.log(name).entries()}
+        removed = source._names.removals.of(name)
+        self.versions = {
+            number: version_of(name, entries[number])
+            for number in sorted(entries)
+            if number not in removed
+        }
+        self._matched = match(
+            entries.values(), [one for one in copier.entries.values() if not copier.holds(one)]
+        )
+        self.there = {
+            number: copier.version(at)
+            for number, at in self._matched.items()
+            if number in self.versions and at not in copier.removed
+        }
+        self._newest = max(self.there, default=0)
+
+    def why_left(self, number: int) -> str:
+        """Return why a version is not copied; nothing where it is, or is there."""
+        version = self.versions[number]
+        if number in self.there:
+            return ""
+        if number in self._matched:
+            return self.copier.why_removed(self._matched[number])
+        if number < self._newest:
+            newer = self.there[self._newest]
+            return (
+                f"it is older than {newer}, which is there, and would be the newest version; "
+                f"'tierstore cp {version}' copies it all the same"
+            )
+        return ""
