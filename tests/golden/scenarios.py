@@ -293,6 +293,25 @@ ROLLOUTS = lines("""
     log m@prod
 """)
 
+COPYING = lines("""
+    init
+    init backup
+    save ranker a.safetensors --alias prod -m "nightly"
+    save ranker b.safetensors
+    cp ranker prod backup
+    cp ranker@prod backup
+    cp ranker backup --as other
+    cp ranker@7 backup
+    cp ranker nowhere
+    sync store backup --dry-run --aliases
+    sync store backup --aliases
+    sync store backup --models none
+    sync store backup --versions first
+    sync store backup --delete
+    sync store store
+    ls --store backup
+""")
+
 RELEASES = lines("""
     init
     save ranker a.safetensors
@@ -791,6 +810,7 @@ SCENARIOS = {
         compressed=COMPRESSED | {"bytes", "deleted_bytes", "freed_bytes"},
     ),
     "losses": Scenario(LOSSES, small("a") | small("b"), compressed=COMPRESSED),
+    "copying": Scenario(COPYING, small("a") | small("b"), compressed=COMPRESSED | {"sent_bytes"}),
     "releases": Scenario(RELEASES, small("a") | small("b")),
     "patches": Scenario((patch_source, *PATCHES), ranker("one")),
     "variants": Scenario(

@@ -82,6 +82,8 @@ _TABLE = (
     ("Models", "patch", "patches.patch", "patches.Patched"),
     ("Models", "patches", "patches.patches", "patches.Patches"),
     ("Models", "fold", "patches.fold", "patches.FoldJson"),
+    ("Models", "cp", "copying.cp", "copying.Copied"),
+    ("Models", "sync", "copying.sync", "copying.SyncJson"),
     ("Rollouts", "rollout start", "rollouts.start", "rollout.RolloutJson"),
     ("Rollouts", "rollout step", "rollouts.step", "rollout.RolloutJson", "rollout.RolloutDone"),
     ("Rollouts", "rollout status", "rollouts.status", "rollout.RolloutsJson"),

@@ -1,6 +1,7 @@
 """The structs that commands print with ``--json``."""
 
 __all__ = [
+    "copying",
     "core",
     "deltas",
     "gc",
