@@ -61,6 +61,20 @@ def test_sync_reads_each_segment_once(path: Path) -> None:
     again.close()
 
 
+def test_a_copy_of_a_store_has_a_cache_of_its_own(path: Path) -> None:
+    """It has the id of the store, and so the folder, but not the packs that came since."""
+    home, copy = home_with(("a", segment(range(5)))), MemoryStore("copy")
+    indexes = [ChunkIndex(blobs, path) for blobs in (home, copy, copy)]
+    for _ in range(2):
+        for index in indexes:
+            index.sync()
+        found = [index.find(place(3).digest) is not None for index in indexes]
+        assert found == [True, False, False]
+        for index in indexes:
+            index.close()
+    assert len({one for one in path.parent.iterdir() if one.suffix == ".sqlite"}) == 2
+
+
 def test_no_part_of_the_cache_is_mapped(path: Path) -> None:
     """On a full disk a process would be killed that maps what has no room (SIGBUS)."""
     index = ChunkIndex(home_with(("a", segment(range(5)))), path)

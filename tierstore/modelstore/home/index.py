@@ -20,7 +20,7 @@ from pathlib import Path
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import Damaged, NotFound, TierstoreError, UnsupportedFormat
 from tierstore.forks import begin, leave
-from tierstore.format.checks import xxh3
+from tierstore.format.checks import digest_of, xxh3
 from tierstore.format.keys import INDEX
 from tierstore.format.layout import seal_segment
 from tierstore.format.segments import parse_any_segment
@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS chunks (
     digest BLOB PRIMARY KEY, pack BLOB NOT NULL, place_and_proof BLOB NOT NULL,
     bases BLOB NOT NULL, sum BLOB NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS place (url TEXT NOT NULL);
 """
 _LOOKS = ("SELECT count(*) FROM segments", "SELECT place_and_proof FROM chunks LIMIT 1")
 """A cache from before there were proofs lacks that column, and is replaced."""
@@ -53,6 +54,8 @@ base.
 _ADD_UNFIT = "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?)"
 """A place in a pack that is not relied on replaces none: segments are read in any order."""
 _PLACE = struct.Struct("<4IHB")
+_IS_OURS = "INSERT INTO place SELECT ? WHERE NOT EXISTS (SELECT 1 FROM place)"
+"""The first place that uses a cache file owns it."""
 _ROUNDS = 3
 _REPLACED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 """Errors that a new file cures: damage, or tables of another version of this module."""
@@ -109,11 +112,32 @@ class ChunkIndex:
     def _open(self) -> sqlite3.Connection:
         if self._path is not None:
             try:
-                return open_cache(self._path, _SCHEMA, *_LOOKS)
+                return self._own(open_cache(self._path, _SCHEMA, *_LOOKS))
             except OSError as error:
                 _log.warning("the index cache is kept in memory: %s", error)
                 self._path = None
         return open_cache(None, _SCHEMA)
+
+    def _own(self, db: sqlite3.Connection) -> sqlite3.Connection:
+        """Return a cache file, or another one where that is of a copy of this store.
+
+        A plain copy of all objects has the store's id, and lacks packs that were written since.
+        """
+        url = self._home_blobs.url
+        try:
+            db.execute(_IS_OURS, (url,))
+            is_ours = db.execute("SELECT url FROM place").fetchone() == (url,)
+        except BaseException:
+            db.close()
+            raise
+        if is_ours or self._path is None:
+            return db
+        db.close()
+        own = self._path.with_name(f"index-{digest_of(url.encode()).hex[:16]}.sqlite")
+        if own == self._path:  # it says that it is another's all the same
+            raise sqlite3.DatabaseError(f"{own} is of another place")
+        self._path = own
+        return self._own(open_cache(own, _SCHEMA, *_LOOKS))
 
     def _recover(self, error: sqlite3.Error) -> None:
         """Give up a broken cache file: replace it if it is damaged, else use memory."""
