@@ -4713,7 +4713,7 @@ _REMOVAL = (
         "release-that-keeps-what-goes-with-it",
         "docs/how-to/deleting.md: A release and its members can be given together.",
         "modelstore/reclaim/holders.py",
-        " and (name, number) not in going\n",
+        " and (name, entry.seq) not in going\n",
         "\n",
         (
             "integration/test_removal_looks.py::"

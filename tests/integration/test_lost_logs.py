@@ -278,7 +278,7 @@ class Late(MemoryStore):
 
     hidden: str = ""
 
-    def list(self, prefix: str, **more: object) -> Iterator[BlobInfo]:
+    def list(self, prefix: str = "") -> Iterator[BlobInfo]:
         hidden = self.hidden
         if prefix == REFS:
             self.hidden = ""

@@ -32,7 +32,7 @@ from tierstore.modelstore.care.check_data import Item, ItemReader, Limits, PackD
 from tierstore.modelstore.care.check_findings import Finding, Problems, brief
 from tierstore.modelstore.care.check_folds import FoldCheck, FoundFold, look_at_folds
 from tierstore.modelstore.care.check_home import check_home
-from tierstore.modelstore.care.check_logs import NO_ENTRY, NO_VERSION, by_log, by_model
+from tierstore.modelstore.care.check_logs import NO_ENTRY, NO_VERSION, by_log, by_model, model_of
 from tierstore.modelstore.care.check_parts import NeededParts, distinct, read_layout
 from tierstore.modelstore.care.check_patches import named_below, needed_below
 from tierstore.modelstore.care.check_removed import ExpiredVersions
@@ -226,10 +226,8 @@ class _Check:
         for segment, below in by_model(self._home.blobs):
             key = f"{keys.REFS}{segment}"
             try:
-                model = keys.unsegment(segment)
-                if keys.segment(model) != segment:
-                    raise InvalidName(f"{segment!r} is not how the name would be written")
-            except (UnicodeDecodeError, InvalidName) as error:
+                model = model_of(segment)
+            except InvalidName as error:
                 self._damage(key, f"not a model's name: {error}")
                 continue
             twin = folded.setdefault(model.casefold(), model)

@@ -38,6 +38,21 @@ def by_model(home_blobs: BlobStore) -> Iterator[tuple[str, Sequence[str]]]:
             yield name, found
 
 
+def model_of(folder: str) -> str:
+    """Return the model whose logs lie in a folder; raise ``InvalidName`` where it is no model's.
+
+    Args:
+        folder: Its name, as it is written in keys.
+    """
+    try:
+        model = unsegment(folder)
+    except UnicodeDecodeError as error:
+        raise InvalidName(str(error)) from error
+    if segment(model) != folder:
+        raise InvalidName(f"{folder!r} is not how the name would be written")
+    return model
+
+
 def by_log(model: str, listed: Iterable[str]) -> Mapping[str, Sequence[str]]:
     """Return keys by the names of the logs below whose prefixes they lie.
 

@@ -62,17 +62,19 @@ class Packer:
             frame.bases,
             frame.proof,
         )
-        self._laid(frame.plain_bytes)
+        self._plain_bytes += frame.plain_bytes
+        if self._is_full():
+            self._flush()
 
     def copy(self, place: ChunkPlace, data: Buffer) -> None:
         """Append a frame of another pack as it is there; for the arguments see ``PackBuilder``."""
         self._builder.copy(place, data)
-        self._laid(place.plain_bytes)
-
-    def _laid(self, plain_bytes: int) -> None:
-        self._plain_bytes += plain_bytes
-        if self._builder.full or self._plain_bytes >= _FULL_PLAIN_BYTES:
+        self._plain_bytes += place.plain_bytes
+        if self._is_full():
             self._flush()
+
+    def _is_full(self) -> bool:
+        return self._builder.full or self._plain_bytes >= _FULL_PLAIN_BYTES
 
     def add_chunk(
         self, buffer: mmap.mmap, plain: memoryview, *, hashed: HashedPlain, dtype: str
