@@ -185,9 +185,8 @@ class _Check:
         users = (needs,) if isinstance(needs, str) else ()
         found = Finding("damage", key, brief(what, key), users)
         if isinstance(needs, Digest):  # who needs it is known once all chains were looked at
-            is_collected = is_collectable and isinstance(what, NotFound)
             needed = self._needed.setdefault(found, [])
-            needed.append((needs, is_collected))
+            needed.append((needs, is_collectable and isinstance(what, NotFound)))
             if len(needed) > 1:
                 return
         self._report.findings.append(found)
