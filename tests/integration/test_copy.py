@@ -254,7 +254,10 @@ def test_another_name_and_another_chunk_size(source: Store, cache: Path) -> None
         assert not target.check(read_data=True).damaged
 
 
-def test_what_was_purged_there_does_not_come_back(source: Store, target: Store) -> None:
+def test_what_was_purged_there_does_not_come_back(
+    source: Store, target: Store, other: MemoryStore
+) -> None:
+    """It is found out before anything is written, and not by the look behind the entry alone."""
     version = source.save("m", model())
     enable(target._parts.home, wait_s=0)
     copied(source, "m", target)
@@ -264,6 +267,7 @@ def test_what_was_purged_there_does_not_come_back(source: Store, target: Store) 
     with pytest.raises(Conflict, match="purged"):
         copied(source, "m", target, into="again")
     assert target.models() == ["m"]
+    assert not [*other.list("refs/again/")]
 
 
 def test_what_is_condemned_while_it_is_published_is_stored_anew(
