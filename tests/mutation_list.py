@@ -6714,6 +6714,28 @@ _LOST_LOGS = (
         ("integration/test_lost_logs.py::test_what_another_object_says_is_made_anew",),
     ),
     Mutation(
+        "given-up-and-back",
+        "SPEC 10.2: A version is given up only where its entry is lost, and stays so.",
+        "modelstore/reclaim/givingup.py",
+        "            came_back = self._is_there(model, number)\n",
+        "            came_back = False\n",
+        (
+            "integration/test_lost_logs.py::test_what_came_back_meanwhile_is_not_given_up[missing]",
+            "integration/test_lost_logs.py::test_what_came_back_meanwhile_is_not_given_up[damaged]",
+        ),
+    ),
+    Mutation(
+        "lost-as-it-was-saved-meanwhile",
+        "SPEC 10.2: A version is given up only where its entry is lost.",
+        "modelstore/names/witnesses.py",
+        "        there = numbers(self._home, model, VERSION_LOG)\n        missing =",
+        "        missing =",
+        (
+            "integration/test_lost_logs.py::"
+            "test_what_is_saved_while_a_model_is_removed_is_not_lost[with a gap]",
+        ),
+    ),
+    Mutation(
         "lost-logs-that-a-check-passes-over",
         "docs/how-to/repairing.md: check says what is lost of logs.",
         "modelstore/care/check.py",

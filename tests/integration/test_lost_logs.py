@@ -18,6 +18,7 @@ from tierstore.format.reflog import LOST_MANIFEST
 from tierstore.format.tiers import PINS
 from tierstore.modelstore.home.refs import RefTarget
 from tierstore.modelstore.reclaim.feature import enable
+from tierstore.modelstore.reclaim.givingup import GivingUp
 from tierstore.modelstore.store import Store
 
 LOG = ref_prefix("m", "versions")
@@ -267,6 +268,59 @@ def test_a_lost_release_is_given_up(store: Store, blobs: MemoryStore) -> None:
     with pytest.raises(Conflict, match="m@1 is needed by release all@1"):
         store.remove("m@1")
     collect(store)
+
+
+@pytest.mark.parametrize("is_damaged", [False, True], ids=["missing", "damaged"])
+def test_what_came_back_meanwhile_is_not_given_up(
+    store: Store, blobs: MemoryStore, is_damaged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = blobs.get(entry(3))
+    lose(blobs, 3, hint=False)
+    if is_damaged:
+        blobs.put(entry(3), bytes(before[:-1]) + b"?")
+
+    def restored(*_: object) -> bool:
+        blobs.put(entry(3), before)
+        return False
+
+    monkeypatch.setattr(GivingUp, "_can_be_mended", restored)
+    with pytest.raises(Conflict, match=r"m@3 was lost, and is there again: nothing was removed"):
+        store.remove("m@3")
+    equal(store.load("m@3").load(), tensors(3))
+
+
+class Busy(MemoryStore):
+    """A home in which somebody saves another version each time that a log was just listed.
+
+    Attributes:
+        save: Saves it.
+        left: How many versions are saved still.
+    """
+
+    save: Callable[[], object]
+    left = 0
+
+    def list(self, prefix: str = "") -> Iterator[BlobInfo]:
+        found = [*super().list(prefix)]
+        if prefix == LOG and self.left:
+            self.left -= 1
+            self.save()
+        return iter(found)
+
+
+@pytest.mark.parametrize("lost", [[], [1]], ids=["whole", "with a gap"])
+def test_what_is_saved_while_a_model_is_removed_is_not_lost(cache: Path, lost: list[int]) -> None:
+    blobs = Busy("busy")
+    with created(blobs, cache) as store, opened(blobs, cache / "other") as other:
+        enable(store._parts.home, wait_s=0)
+        for number in (1, 2):
+            store.save("m", tensors(number), base=None)
+        lose(blobs, *lost, hint=False)
+        blobs.save = lambda: other.save("m", tensors(3), base=None)
+        blobs.left = 9
+        assert {"m@1", "m@2"} <= {*map(str, store.remove_model("m"))}
+        found = store._parts.home.log("m").entries(None)
+        assert [one.seq for one in found if one.manifest == LOST_MANIFEST] == lost
 
 
 class Late(MemoryStore):

@@ -66,10 +66,15 @@ class Witnesses:
         return list(self._least)
 
     def lost(self, model: str) -> list[int]:
-        """Return which versions of a model have entries that are missing or damaged, rising."""
+        """Return which versions of a model have entries that are missing or damaged, rising.
+
+        What is there is listed behind all that says what there must be: an entry that is published
+        meanwhile, or that a listing left out though it saw a later one, is not missing.
+        """
         there = numbers(self._home, model, VERSION_LOG)
         hinted = self._home.log(model).hinted()
         last = max(highest_of(there), hinted, self.least(model, VERSION_LOG).number)
+        there = numbers(self._home, model, VERSION_LOG)
         missing = set(range(1, last + 1)) - there
         return sorted(missing | {one for one in there if one <= last and self._is_bad(model, one)})
 

@@ -50,7 +50,9 @@ class GivingUp:
         found: dict[str, list[int]] = {}
         for ref in refs:
             parsed = ModelRef.parse(ref)
-            if parsed.number is None or parsed.variant is not None or self._is_there(parsed):
+            if parsed.number is None or parsed.variant is not None:
+                continue
+            if self._is_there(parsed.model, parsed.number):
                 continue
             if parsed.number in self._witnesses.lost(parsed.model):
                 found.setdefault(parsed.model, []).append(parsed.number)
@@ -61,14 +63,15 @@ class GivingUp:
 
         Other objects are asked only where the log has gaps, or is not what its hint says.
         """
-        there, hinted = numbers(self._home, model, VERSION_LOG), self._home.log(model).hinted()
+        hinted = self._home.log(model).hinted()  # first: what is published meanwhile is not lost
+        there = numbers(self._home, model, VERSION_LOG)
         if there and len(there) == max(there) >= hinted:
             return []
         return self._witnesses.lost(model)
 
-    def _is_there(self, ref: ModelRef) -> bool:
+    def _is_there(self, model: str, number: int) -> bool:
         try:
-            self._home.log(ref.model).entry(ref.number or 0)
+            self._home.log(model).entry(number)
         except (Damaged, NotFound):
             return False
         return True
@@ -133,13 +136,18 @@ class GivingUp:
         return [*found.get(number, []), *pinned_by]
 
     def _fill(self, model: str, lost: Sequence[int]) -> None:
-        """Write an entry in the place of each lost one; a missing one that came back stays."""
+        """Write an entry in the place of each lost one, unless that came back meanwhile."""
         log, blobs = self._home.log(model), self._home.blobs
         for number in lost:
             key, sealed = log.key_of(number), seal_body(Kind.REF, self._blank(model, number))
-            is_damaged = key in blobs.get_many([key])
-            put = partial(blobs.put if is_damaged else partial(create_once, blobs), key, sealed)
-            with_reserve(blobs, put)
+            came_back = self._is_there(model, number)
+            if not came_back and key in blobs.get_many([key]):
+                with_reserve(blobs, partial(blobs.put, key, sealed))  # it is damaged
+            elif came_back or not with_reserve(blobs, partial(create_once, blobs, key, sealed)):
+                raise Conflict(
+                    f"the entry of {model}@{number} was lost, and is there again: nothing was "
+                    "removed; look at it and try again"
+                )
         log.point_at(max(numbers(self._home, model, VERSION_LOG)))
 
     def _is_readable(self, manifest: str) -> bool:
