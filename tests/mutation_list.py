@@ -6714,6 +6714,17 @@ _LOST_LOGS = (
         ("integration/test_lost_logs.py::test_what_another_object_says_is_made_anew",),
     ),
     Mutation(
+        "over-before-what-is-open",
+        "SPEC 10.1: what is over of a model is before all entries whose window is not over.",
+        "modelstore/reclaim/roots.py",
+        "[seq for seq in over if seq < first_open]",
+        "over",
+        (
+            "integration/test_damaged_retention.py::"
+            "test_what_was_removed_when_the_clock_was_behind_ends_no_earlier_window",
+        ),
+    ),
+    Mutation(
         "given-up-and-back",
         "SPEC 10.2: A version is given up only where its entry is lost, and stays so.",
         "modelstore/reclaim/givingup.py",

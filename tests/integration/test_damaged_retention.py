@@ -270,6 +270,21 @@ def test_what_was_removed_ahead_and_is_over_ends_no_later_window(store: Store) -
         assert newest[ref].until > datetime.now(UTC) + timedelta(days=6)
 
 
+def test_what_was_removed_when_the_clock_was_behind_ends_no_earlier_window(store: Store) -> None:
+    """A patch that can be undeleted keeps what it lies on from being purged."""
+    patch = store.patch("a@1", {"w": Rows([1], np.ones((1, 8)))})
+    store.remove(str(patch), force=True)
+    leap(store, -40)
+    store.remove("a@2")
+    leap(store, 0)
+    assert len(store.reclaim.run(grace=NOW).of("deleted")) == 1
+    until = {str(one.version): one.until for one in store.deleted()}
+    assert until["a@2"] < datetime.now(UTC)
+    assert until[str(patch)] > datetime.now(UTC) + timedelta(days=6)
+    with pytest.raises(Conflict, match=f"a@1 is needed by patch {patch}, which is removed and can"):
+        Removing(store._names).purge([store.resolve("a@1")], force=True, note="")
+
+
 def test_a_leap_ends_no_window_for_who_looks_at_it(store: Store) -> None:
     """A version on which a patch lies that can be undeleted is not purged."""
     patch = store.patch("a@1", {"w": Rows([1], np.ones((1, 8)))})

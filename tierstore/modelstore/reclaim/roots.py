@@ -379,22 +379,26 @@ def _lately(history_s: float) -> str:
 def _over(logs: Iterable[Log], now: _Now) -> Over:
     """Return which removals cannot be undone for certain, as their window is over.
 
-    A purge has no window, and says nothing about others. By time, for readers that look at nothing
-    else, it is the newest of them that is older than all whose window is not over, as models may
-    have windows of their own; and not what seems to be removed in the future, or all that is
-    removed until then would be over.
+    A purge has no window, and says nothing about others. Of a model it is the newest entry before
+    all whose window is not over, as home's clock may have been behind. By time, for readers that
+    look at nothing else, it is the newest of them that is older than all whose window is not over,
+    as models may have windows of their own; and not what seems to be removed in the future, or all
+    that is removed until then would be over.
     """
     over_us, open_us, entries = [0], list[float](), dict[str, int]()
     for log in logs:
-        ends_s = now.ends_s.get(log.model, {})
+        ends_s, over, first_open = now.ends_s.get(log.model, {}), list[int](), len(log.entries) + 1
         for number, entry in _removed(log.entries).items():
             if entry.action != "forget":
                 continue
             if ends_s[number] > now.now_s:
                 open_us.append(entry.time_us)
+                first_open = min(first_open, entry.seq)
                 continue
             over_us.append(min(entry.time_us, int(now.now_s * 1e6)))
-            entries[log.title] = max(entries.get(log.title, 0), entry.seq)
+            over.append(entry.seq)
+        if before := [seq for seq in over if seq < first_open]:
+            entries[log.title] = max(before)
     first_open_us = min(open_us, default=math.inf)
     return Over(max(one for one in over_us if one < first_open_us), entries)
 
