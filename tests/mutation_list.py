@@ -124,6 +124,22 @@ _COPIES = (
         ("integration/test_copy_sync.py::test_nothing_is_removed_unless_it_is_wanted",),
     ),
     Mutation(
+        "sync-removes-what-another-brought",
+        "docs/how-to/copying.md: --delete removes what the source does not have.",
+        "copying/sync.py",
+        "going_numbers = pairs.before - {",
+        "going_numbers = set(range(10**4)) - {",
+        ("integration/test_copy_sync.py::test_what_another_sync_brought_meanwhile_is_not_removed",),
+    ),
+    Mutation(
+        "copied-fold-is-not-compared",
+        "SPEC 8: The bytes of a fold equal those of the patch version.",
+        "copying/versions.py",
+        "            self._check_fold(part.folds, part.digest)\n",
+        "",
+        ("integration/test_copy.py::test_a_fold_that_says_something_else_is_not_copied",),
+    ),
+    Mutation(
         "sync-puts-an-older-version-in-front",
         "docs/how-to/copying.md: a version behind which another one is there is left out.",
         "copying/sync.py",

@@ -20,7 +20,9 @@ from tierstore.copying.report import CopiedVersion
 from tierstore.errors import Conflict, Damaged, NotFound, UsageError
 from tierstore.format.checks import xxh3
 from tierstore.format.keys import fold_key, version_key
+from tierstore.format.layout import Fold
 from tierstore.format.reflog import RefEntry
+from tierstore.format.sealed import Kind, seal_body
 from tierstore.modelstore.home.chain import fold_of
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.reclaim.feature import enable
@@ -155,6 +157,27 @@ def test_a_fold_that_is_lost_is_left_out(many: Store, target: Store, blobs: Memo
     blobs.delete([version_key(full)])
     copied(many, "m@4", target)
     equal(target.load("m").load(), many.load("m@4").load())
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_fold_that_says_something_else_is_not_copied(
+    source: Store, target: Store, blobs: MemoryStore, cache: Path, is_there: bool
+) -> None:
+    """The digest of a patch version does not name its fold: a copy must not rely on that."""
+    first = model()
+    source.save("m", first)
+    patch = source.patch("m", {"emb": ROWS})
+    right = source.load("m@2").load()
+    if is_there:
+        copied(source, "m@1", target)
+        copied(source, "m@2", target)
+    other = source.save("other", first | {"emb": first["emb"] * 2})
+    fold = Fold(patch=patch.digest.hex, full=other.digest.hex)
+    blobs.put(fold_key(patch.digest), seal_body(Kind.FOLD, fold))
+    with opened(blobs, cache / "again") as again:
+        copied(again, "m@2", target)
+    with opened(target._parts.home.blobs, cache / "fresh") as fresh:
+        equal(fresh.load("m").load(), right)
 
 
 def test_a_base_that_is_a_delta_there_is_copied_standalone(source: Store, target: Store) -> None:

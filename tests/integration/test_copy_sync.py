@@ -13,7 +13,7 @@ from tests.integration.test_copy import ROWS, model, same, size_of, tuned
 from tierstore.blobs.memory import MemoryStore
 from tierstore.copying.models import ModelCopy
 from tierstore.copying.report import Synced
-from tierstore.copying.sync import Wanted, sync_stores
+from tierstore.copying.sync import Sync, Wanted, _Pairs, sync_stores
 from tierstore.errors import NotFound, Unreachable, UsageError
 from tierstore.format.keys import version_key
 from tierstore.modelstore.reclaim.feature import enable
@@ -198,6 +198,26 @@ def test_what_is_needed_there_is_not_removed(source: Store, target: Store) -> No
     assert "alias" in kept.why
     assert report.failed == [f"m@1: {kept.why}"]
     assert len(target.versions("m")) == 3
+
+
+def test_what_another_sync_brought_meanwhile_is_not_removed(
+    source: Store, target: Store, other: MemoryStore, cache: Path
+) -> None:
+    """Of a version that was saved since, the one that began first does not know."""
+    synced(source, target, models=["m"])
+    first = Sync(source, target, Wanted(models=["m"], delete=True), None)
+    delete = first._delete
+
+    def later(name: str, pairs: _Pairs) -> None:
+        source.save("m", model(8))
+        source.save("m", model(9))
+        with opened(other, cache / "second") as second:
+            assert len(synced(source, second, models=["m"], delete=True).of("copied")) == 2
+        delete(name, pairs)
+
+    first._delete = later  # type: ignore[method-assign]
+    assert first.run().deleted == []
+    assert [version.number for version in target.versions("m")] == [5, 4, 3, 2, 1]
 
 
 def test_removal_must_be_allowed_there(source: Store, cache: Path) -> None:

@@ -209,11 +209,15 @@ class Sync:
         return f"as in {self._source.url}"
 
     def _delete(self, name: str, pairs: _Pairs) -> None:
-        """Remove the versions that the source has removed, or never had, as ``rm`` does."""
-        keep = {version.number for version in pairs.there.values()}
+        """Remove the versions that the source has removed, or never had, as ``rm`` does.
+
+        What came to the target since this began is left to the next sync: another one may have
+        brought it, of which the log of the source that was read here knows nothing yet.
+        """
+        going_numbers = pairs.before - {version.number for version in pairs.there.values()}
         target = self._target
         every = target.versions(name) if name in target.models() else []
-        going = [version for version in every if version.number not in keep]
+        going = [version for version in every if version.number in going_numbers]
         if not going:
             return
         try:  # together: a patch goes with what it lies on
@@ -239,10 +243,12 @@ class _Pairs:
     Attributes:
         versions: Those in force in the source, by number, rising.
         there: The same in the target, as far as they are in force there, by number in the source.
+        before: The numbers that the target had when its log was read, before the source's.
     """
 
     def __init__(self, source: Store, name: str, copier: ModelCopy) -> None:
         self.copier = copier
+        self.before = frozenset(copier.entries)
         entries = {entry.seq: entry for entry in source._parts.home.log(name).entries()}
         removed = source._names.removals.of(name)
         self.versions = {

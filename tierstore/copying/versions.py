@@ -14,10 +14,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
-from tierstore.errors import Conflict, Damaged, NotFound
+from tierstore.errors import Conflict, Damaged, NotFound, UnsupportedFormat
 from tierstore.format.manifest import patch_info
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
+from tierstore.modelstore.care.check_folds import FoldCheck
 from tierstore.modelstore.home.chain import Chain, find_chain
 from tierstore.modelstore.home.settling import Publication, publish
 from tierstore.modelstore.patches.fold import name_fold
@@ -214,5 +215,25 @@ class VersionCopy:
         )
         writer.copy(part.digest, sealed, manifest, opened.verified().content)
         if part.folds is not None:
+            self._check_fold(part.folds, part.digest)
             name_fold(self._target.home, part.folds, part.digest)
         return writer
+
+    def _check_fold(self, patch: Digest, full: Digest) -> None:
+        """Compare a fold that was copied with the patches that it stands for, where these are.
+
+        The digest of a patch version does not name its fold: without this, a copy could change
+        what a version that the target has reads as.
+        """
+        for store in (self._target, self._source):
+            try:
+                check = FoldCheck(store.home, store.settings, patch, full)
+                differs = check.differs or check.compare_data(lambda _: None)
+            except (Damaged, NotFound, UnsupportedFormat):
+                continue  # of what it stands for not all is there
+            if not differs:
+                return
+            raise Damaged(
+                f"the fold b3:{full.hex} of b3:{patch.hex} is not what the patches below it say: "
+                f"{differs} differs; 'tierstore check --read-data' of the source says more"
+            )

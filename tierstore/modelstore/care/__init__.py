@@ -3,6 +3,7 @@
 __all__ = [
     "check",
     "check_findings",
+    "check_folds",
     "check_hot",
     "check_limits",
     "check_patches",
