@@ -132,6 +132,17 @@ _COPIES = (
         ("integration/test_copy_sync.py::test_what_another_sync_brought_meanwhile_is_not_removed",),
     ),
     Mutation(
+        "sync-ends-at-a-lost-log",
+        "docs/how-to/copying.md: exit code 4, all else comes.",
+        "copying/sync.py",
+        "            except _Refused as error:  # of its logs,",
+        "            except Conflict as error:  # of its logs,",
+        (
+            "integration/test_copy_sync.py::"
+            "test_a_log_that_cannot_be_read_ends_the_copy_of_its_model_alone",
+        ),
+    ),
+    Mutation(
         "copied-fold-is-not-compared",
         "SPEC 8: The bytes of a fold equal those of the patch version.",
         "copying/versions.py",

@@ -14,7 +14,7 @@ from tierstore.blobs.memory import MemoryStore
 from tierstore.copying.models import ModelCopy
 from tierstore.copying.report import Synced
 from tierstore.copying.sync import Sync, Wanted, _Pairs, sync_stores
-from tierstore.errors import NotFound, Unreachable, UsageError
+from tierstore.errors import Damaged, NotFound, Unreachable, UsageError
 from tierstore.format.keys import version_key
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.store import Store
@@ -254,6 +254,24 @@ def test_one_that_is_lost_is_named_and_the_others_come(
     assert str(failed.source) == "org/other@1"
     assert "versions/" in failed.why
     same(source, target, "m@1", "m@2", "m@3")
+
+
+@pytest.mark.parametrize("entry", ["versions/000000/000000002", "versions/000000/000000003"])
+def test_a_log_that_cannot_be_read_ends_the_copy_of_its_model_alone(
+    source: Store, target: Store, blobs: MemoryStore, cache: Path, entry: str
+) -> None:
+    data = bytearray(blobs.get(f"refs/m/{entry}"))
+    data[len(data) // 2] ^= 1
+    blobs.put(f"refs/m/{entry}", bytes(data))
+    with opened(blobs, cache / "again") as again:
+        if entry.endswith("3"):  # the newest
+            with pytest.raises(Damaged, match=entry):
+                synced(again, target, delete=True)
+        else:
+            report = synced(again, target, delete=True)
+            assert report.is_damaged
+            assert any(entry in why for why in report.failed)
+    equal(target.load("org/other").load(), source.load("org/other").load())
 
 
 def test_a_name_that_is_a_release_there_fails(source: Store, target: Store) -> None:

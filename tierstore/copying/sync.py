@@ -16,7 +16,14 @@ from tierstore.copying.copying import copy_release
 from tierstore.copying.matching import match, selected
 from tierstore.copying.models import ModelCopy
 from tierstore.copying.report import CopiedAlias, CopiedVersion, DeletedVersion, Synced
-from tierstore.errors import Conflict, Damaged, NotFound, UnsupportedFormat, UsageError
+from tierstore.errors import (
+    Conflict,
+    Damaged,
+    NotFound,
+    TierstoreError,
+    UnsupportedFormat,
+    UsageError,
+)
 from tierstore.modelstore.reclaim.feature import check_enabled, is_enabled
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version, version_of
@@ -82,6 +89,7 @@ class Sync:
         self._progress = progress
         self._report = Synced(wanted.dry_run)
         self._copiers: dict[str, ModelCopy] = {}
+        self._unread: TierstoreError | None = None
         self._seen: set[bytes] = set()
         """With a dry run, the chunks that would be in the target by now."""
 
@@ -90,6 +98,7 @@ class Sync:
 
         Raises:
             BackendError: A storage failed. Run again, it goes on where it was.
+            Damaged, NotFound: The newest entry of a model cannot be read; all others were copied.
         """
         wanted = self._wanted
         names = [
@@ -101,28 +110,41 @@ class Sync:
             raise NotFound(f"{self._source.url} has no model {', '.join(wanted.models)}")
         if wanted.dry_run:
             self._target._index.sync()
-        releases = set(self._source.releases.names())
-        for name in sorted(names, key=lambda name: (name in releases, name)):
-            self._bring(name, is_release=name in releases)
+        late = set(self._source._names.removals.may_be_releases(names))  # behind their members
+        for name in sorted(names, key=lambda name: (name in late, name)):
+            try:
+                self._bring(name)
+            except _Refused as error:  # of its logs, or a name that is not free there
+                self._note_failed(name, error)
+        if self._unread is not None:
+            raise self._unread
         return self._report
 
-    def _bring(self, name: str, *, is_release: bool) -> None:
-        source, wanted = self._source, self._wanted
+    def _note_failed(self, name: str, error: TierstoreError) -> None:
+        """Put what ended the copy of a whole model into the report; the others come all the same.
+
+        Where not even its newest version is known, the error is raised once they have come.
+        """
         try:
-            copier = self._copier_of(name)
-            if not wanted.dry_run:
-                copier.remove_holders()
-        except Conflict as error:  # a release there, or a name that differs in case
-            newest = source.resolve(name)
-            self._report.versions.append(CopiedVersion(newest, None, "failed", str(error)))
+            newest = self._source.resolve(name)
+        except _Refused:
+            self._unread = self._unread or error
             return
+        self._report.versions.append(CopiedVersion(newest, None, "failed", str(error)))
+        self._report.is_damaged |= isinstance(error, Damaged | NotFound)
+
+    def _bring(self, name: str) -> None:
+        source, wanted = self._source, self._wanted
+        copier = self._copier_of(name)
+        if not wanted.dry_run:
+            copier.remove_holders()
         pairs = _Pairs(source, name, copier)
         chosen = set(selected(wanted.versions, pairs.versions))
         for number, version in pairs.versions.items():
             if number not in chosen:
                 continue
             try:
-                for one in self._one(version, pairs, is_release=is_release):
+                for one in self._one(version, pairs):
                     self._report.versions.append(one)
                     if one.source == version and one.version is not None:
                         pairs.there[number] = one.version
@@ -148,26 +170,24 @@ class Sync:
             )
         return self._copiers[name]
 
-    def _one(self, version: Version, pairs: _Pairs, *, is_release: bool) -> Iterator[CopiedVersion]:
+    def _one(self, version: Version, pairs: _Pairs) -> Iterator[CopiedVersion]:
         there = pairs.there.get(version.number)
         if why := pairs.why_left(version.number):
             yield CopiedVersion(version, None, "left", why)
         elif self._wanted.dry_run:
-            yield self._planned(version, there, pairs.copier, is_release=is_release)
-        elif not is_release:
+            yield self._planned(version, there, pairs.copier)
+        elif not version.is_release:
             yield from pairs.copier.copy(version, there)
         elif there is not None:
             yield CopiedVersion(version, there, "there")
         else:
             yield from copy_release(self._source, version, self._target, self._copier_of)
 
-    def _planned(
-        self, version: Version, there: Version | None, copier: ModelCopy, *, is_release: bool
-    ) -> CopiedVersion:
+    def _planned(self, version: Version, there: Version | None, copier: ModelCopy) -> CopiedVersion:
         """Return what would come of a version; its variants are not looked at."""
         if there is not None:
             return CopiedVersion(version, there, "there")
-        sent = 0 if is_release else copier.estimate(version, self._seen)
+        sent = 0 if version.is_release else copier.estimate(version, self._seen)
         return CopiedVersion(version, None, "copied", sent_bytes=sent)
 
     # Aliases, and what the source does not have
