@@ -132,6 +132,14 @@ _COPIES = (
         ("integration/test_copy_sync.py::test_what_another_sync_brought_meanwhile_is_not_removed",),
     ),
     Mutation(
+        "sync-of-a-strange-name",
+        "SPEC 9: Names of models are such as no control character and no .. are in.",
+        "copying/sync.py",
+        '        check_name("model", name)  # a strange source may have any\n',
+        "",
+        ("integration/test_copy_sync.py::test_a_name_that_no_model_may_have_is_not_copied",),
+    ),
+    Mutation(
         "sync-ends-at-a-lost-log",
         "docs/how-to/copying.md: exit code 4, all else comes.",
         "copying/sync.py",

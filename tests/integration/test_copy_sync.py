@@ -14,7 +14,7 @@ from tierstore.blobs.memory import MemoryStore
 from tierstore.copying.models import ModelCopy
 from tierstore.copying.report import Synced
 from tierstore.copying.sync import Sync, Wanted, _Pairs, sync_stores
-from tierstore.errors import Damaged, NotFound, Unreachable, UsageError
+from tierstore.errors import Damaged, InvalidName, NotFound, Unreachable, UsageError
 from tierstore.format.keys import version_key
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.store import Store
@@ -272,6 +272,18 @@ def test_a_log_that_cannot_be_read_ends_the_copy_of_its_model_alone(
             assert report.is_damaged
             assert any(entry in why for why in report.failed)
     equal(target.load("org/other").load(), source.load("org/other").load())
+
+
+@pytest.mark.parametrize("name", ["%00", "a%2F..%2Fb", "a%0Ab"])
+def test_a_name_that_no_model_may_have_is_not_copied(
+    source: Store, target: Store, blobs: MemoryStore, other: MemoryStore, name: str, cache: Path
+) -> None:
+    for key in ("versions/000000/000000001", "versions/HEAD"):
+        blobs.put(f"refs/{name}/{key}", bytes(blobs.get(f"refs/m/{key}")))
+    with opened(blobs, cache / "again") as again, pytest.raises(InvalidName):
+        synced(again, target)
+    assert target.models() == ["both", "m", "org/other"]
+    assert not [*other.list(f"refs/{name}/")]
 
 
 def test_a_name_that_is_a_release_there_fails(source: Store, target: Store) -> None:

@@ -19,17 +19,19 @@ from tierstore.copying.report import CopiedAlias, CopiedVersion, DeletedVersion,
 from tierstore.errors import (
     Conflict,
     Damaged,
+    InvalidName,
     NotFound,
     TierstoreError,
     UnsupportedFormat,
     UsageError,
 )
+from tierstore.ids import check_name
 from tierstore.modelstore.reclaim.feature import check_enabled, is_enabled
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version, version_of
 from tierstore.progress import Progress, reported
 
-_Refused = (Conflict, Damaged, NotFound, UnsupportedFormat)
+_Refused = (Conflict, Damaged, InvalidName, NotFound, UnsupportedFormat)
 """What ends the copy of one version, and not that of others."""
 
 
@@ -135,6 +137,7 @@ class Sync:
 
     def _bring(self, name: str) -> None:
         source, wanted = self._source, self._wanted
+        check_name("model", name)  # a strange source may have any
         copier = self._copier_of(name)
         if not wanted.dry_run:
             copier.remove_holders()
