@@ -12,9 +12,9 @@ from tests.flips.uploads import flip_uploads
 from tests.flips.world import built
 
 KINDS = {
-    "condemned", "config.json", "folds", "gc", "heat", "index", "layouts", "leases", "movers",
-    "moves", "packs", "pins", "quarantine", "refs alias", "refs alias HEAD", "refs variant",
-    "refs variant HEAD", "refs versions", "refs versions HEAD", "reports", "tiers", "versions",
+    "condemned", "config.json", "folds", "gc", "heat", "identity", "index", "layouts", "leases",
+    "movers", "moves", "packs", "pins", "quarantine", "refs alias", "refs alias HEAD",
+    "refs variant", "refs variant HEAD", "refs versions", "refs versions HEAD", "reports", "tiers", "versions",
 }  # fmt: skip
 
 

@@ -469,11 +469,11 @@ def test_nothing_is_promised_of_what_made_room(
     blobs.fill()
     mark, marks = Marker.mark, list[Any]()
 
-    def marking(self: Marker, *how: Any) -> Mark:
+    def marking(self: Marker, *how: Any, **more: Any) -> Mark:
         marks.append(how)
         if len(marks) > 1:
             raise Damaged("a manifest")
-        return mark(self, *how)
+        return mark(self, *how, **more)
 
     monkeypatch.setattr(Marker, "mark", marking)
     with pytest.raises(Damaged):
@@ -524,18 +524,18 @@ def test_an_agent_on_a_full_disk_says_so_once(
     agent = Agent(store, scrub_s=1e-3, collecting=CollectingPlan(every=None))
     for _ in range(3):
         agent.round()
-    assert agent.stats.failed_rounds == 3
+    assert agent.stats.failed_rounds == 0, "what needs no room goes on"
 
     def told() -> list[str]:
         own = [one.getMessage() for one in caplog.records if one.name == "tierstore.agent"]
         return [line.partition(":")[0] for line in own if "quota" in line]
 
-    assert told() == ["round failed", "nothing is verified now"]
+    assert told() == ["nothing is verified now"]
     blobs.limit_bytes = 1 << 40
     agent.round()
     blobs.fill()
     agent.round()
-    assert len(told()) == 3, "the scrub has its lease"
+    assert len(told()) == 1, "the scrub has its lease"
 
 
 def test_a_file_system_with_little_space_left_is_a_problem(tmp_path: Path, cache: Path) -> None:

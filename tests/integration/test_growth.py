@@ -38,7 +38,9 @@ MOST: dict[str, dict[str, float]] = {
         "gateway's models, again": 0.1,
     },
 }  # fmt: skip
-"""The most requests for each further model, version or patch; 0 for what is not named."""
+"""The most requests for each further model, version or patch; ``_NONE`` for what is not named."""
+_NONE = 0.05
+"""Half of what a listing takes: a lease that a slow machine renews is no growth."""
 
 
 def store_of(kind: str, size: int, folder: Path) -> Place:
@@ -65,6 +67,6 @@ def test_no_request_count_grows_where_it_did_not(kind: str, tmp_path: Path) -> N
     grown = {
         name: (*counts[name], round(each, 2))
         for name, each in more.items()
-        if each > MOST[kind].get(name, 0.0)
+        if each > MOST[kind].get(name, _NONE)
     }
     assert not grown, f"these ask more as there are more {kind}"
