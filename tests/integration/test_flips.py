@@ -14,7 +14,8 @@ from tests.flips.world import built
 KINDS = {
     "condemned", "config.json", "folds", "gc", "heat", "identity", "index", "layouts", "leases",
     "movers", "moves", "packs", "pins", "quarantine", "refs alias", "refs alias HEAD",
-    "refs variant", "refs variant HEAD", "refs versions", "refs versions HEAD", "reports", "tiers", "versions",
+    "refs variant", "refs variant HEAD", "refs versions", "refs versions HEAD", "reports", "tiers",
+    "versions",
 }  # fmt: skip
 
 
