@@ -22,7 +22,7 @@ from tierstore.ids import Digest
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.refs import RefLog
 from tierstore.modelstore.names.reports import parse_gate, parse_stages
-from tierstore.modelstore.names.rollout import Rollouts, RolloutStatus, advance, advance_all
+from tierstore.modelstore.names.rollout import Rollouts, RolloutStatus, advance
 from tierstore.modelstore.store import Store
 
 NODES = [f"node-{number}" for number in range(400)]
@@ -146,7 +146,8 @@ def test_pins_of_a_process_that_died_are_tidied_up(
         dying.setattr(Rollouts, "settle", lambda *_: None)
         rollouts.abort("m", "prod")
     assert len(pins.active()) == 1
-    assert advance_all(rollouts) == {}
+    rollouts.settle_all()
+    assert rollouts.running() == []
     assert pins.active() == []
 
 

@@ -415,9 +415,3 @@ def advance(rollouts: Rollouts, status: RolloutStatus) -> Verdict:
         _log.warning("the rollout of %s was not stepped: %s", status.alias, error)
         return "waiting"
     return "finished" if after is None else "stepped"
-
-
-def advance_all(rollouts: Rollouts) -> dict[str, Verdict]:
-    """Advance every rollout under way, and clean up after those that died; return by alias."""
-    rollouts.settle_all()
-    return {status.alias: advance(rollouts, status) for status in rollouts.running()}

@@ -17,7 +17,6 @@ import msgspec
 
 from tierstore.errors import BackendError, Damaged, NotFound, OutOfSpace, UnsupportedFormat
 from tierstore.format.keys import REPORTS, fold_key, layout_key, segment, version_key
-from tierstore.format.layout import parse_layout
 from tierstore.format.purge import PurgedContent, PurgedPack, PurgeOrder
 from tierstore.ids import Digest
 from tierstore.modelstore.care.rebase import Rebasing
@@ -27,7 +26,13 @@ from tierstore.modelstore.placing.moverlease import HeldLease, mover_at_work
 from tierstore.modelstore.reclaim.collector import Errand
 from tierstore.modelstore.reclaim.holdings import Holdings, read_holdings
 from tierstore.modelstore.reclaim.mark import Mark, Marker
-from tierstore.modelstore.reclaim.purge.content import Content, chunks_in, find, leftovers
+from tierstore.modelstore.reclaim.purge.content import (
+    Content,
+    chunks_in,
+    find,
+    layout_of,
+    leftovers,
+)
 from tierstore.modelstore.reclaim.purge.frames import Frames
 from tierstore.modelstore.reclaim.purge.orders import Orders
 from tierstore.modelstore.reclaim.purge.sharing import Shared, find_sharing
@@ -427,11 +432,8 @@ def noted(home: Home, orders: Sequence[PurgeOrder]) -> Iterator[tuple[PurgeOrder
         content.digests, unread = chunks_in(home, own, frozenset())
         content.manifests = own - unread
         for digest in map(Digest, content.manifests):
-            key = layout_key(digest)
-            try:
-                table = parse_layout(home.blobs.get(key), digest, key)
-            except (Damaged, NotFound, UnsupportedFormat) as error:
-                _log.warning("%s", error)
+            table = layout_of(home, digest)
+            if table is None:
                 continue
             packs |= {bytes(pack) for pack in table.pack_ids}
             content.deltas |= {place.digest + bases_of(place) for place in table if place.bases}

@@ -12,6 +12,7 @@ from tierstore.errors import Damaged, InvalidName, NotFound, UnsupportedFormat
 from tierstore.format.keys import VARIANTS, VERSIONS, layout_key
 from tierstore.format.layout import parse_layout
 from tierstore.format.purge import DELTA_BYTES, PurgedContent, PurgeOrder
+from tierstore.format.table import ChunkTable
 from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.home.chain import fold_of
 from tierstore.modelstore.home.home import Home, chunks_of
@@ -169,10 +170,19 @@ def chunks_in(
             if isinstance(error, NotFound) and manifest in condemned:
                 continue
             _log.warning("%s; its layout says which chunks it has", error)
-        key = layout_key(digest)
-        try:
-            found.update(parse_layout(home.blobs.get(key), digest, key).digests)
-        except (Damaged, NotFound, UnsupportedFormat) as error:
-            _log.warning("%s", error)
+        table = layout_of(home, digest)
+        if table is None:
             unread.add(manifest)
+        else:
+            found.update(table.digests)
     return found, unread
+
+
+def layout_of(home: Home, manifest: Digest) -> ChunkTable | None:
+    """Return the layout of a manifest; where it cannot be read say so, and return ``None``."""
+    key = layout_key(manifest)
+    try:
+        return parse_layout(home.blobs.get(key), manifest, key)
+    except (Damaged, NotFound, UnsupportedFormat) as error:
+        _log.warning("%s", error)
+        return None

@@ -7,16 +7,14 @@ import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from tierstore.errors import Damaged, NotFound, UnsupportedFormat
-from tierstore.format.keys import layout_key
-from tierstore.format.layout import parse_layout
+from tierstore.errors import Damaged
 from tierstore.format.purge import PurgeOrder
 from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import fold_of
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.reclaim.holdings import read_holdings
 from tierstore.modelstore.reclaim.layouts import Layouts
-from tierstore.modelstore.reclaim.purge.content import chunks_in, find
+from tierstore.modelstore.reclaim.purge.content import chunks_in, find, layout_of
 from tierstore.modelstore.reclaim.purge.receipt import Sharing
 from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.roots import Root, Roots
@@ -125,11 +123,8 @@ def _laid_out(home: Home, manifests: Set[bytes]) -> tuple[dict[bytes, int], set[
     sizes: dict[bytes, int] = {}
     packs = set[bytes]()
     for digest in map(Digest, sorted(manifests)):
-        key = layout_key(digest)
-        try:
-            table = parse_layout(home.blobs.get(key), digest, key)
-        except (Damaged, NotFound, UnsupportedFormat) as error:
-            _log.warning("%s", error)
+        table = layout_of(home, digest)
+        if table is None:
             continue
         packs |= {bytes(pack) for pack in table.pack_ids}
         sizes |= {place.digest: place.plain_bytes for place in table}
