@@ -1206,6 +1206,14 @@ _DURABILITY = (
         ("integration/test_hostile_export.py::test_something_in_the_way",),
     ),
     Mutation(
+        "export-interrupted-leaves-nothing",
+        "Explanation 17: an export that is ended leaves nothing, wherever a signal finds it.",
+        "modelstore/loading/exportdir.py",
+        "            undo.callback(_leave, folder)\n",
+        "",
+        ("integration/test_hostile_export.py::test_a_signal_at_any_line_leaves_nothing",),
+    ),
+    Mutation(
         "export-one-at-a-time",
         "Explanation 17: two exports into one directory are a refusal.",
         "modelstore/loading/exportdir.py",

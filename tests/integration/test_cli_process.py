@@ -353,7 +353,7 @@ def test_an_export_that_is_ended_leaves_nothing(store: Path, number: signal.Sign
         [*PROGRAM, "load", "large", "--to", "out"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     ) as process:  # fmt: skip
-        wait_until(lambda: out.exists() and any(out.iterdir()), "it writes")
+        wait_until(lambda: any(file.stat().st_size for file in out.glob("*/*")), "it writes")
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err

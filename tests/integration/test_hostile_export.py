@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
@@ -339,6 +343,44 @@ def test_a_child_that_leaves_an_export_removes_nothing_of_its_parents(
         if children == [0]:
             os._exit(8)
     assert tree(tmp_path / "target") == tree(source)
+
+
+def test_a_signal_at_any_line_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    """Between the first folder that is made and the first file that is written."""
+    interrupted = 0
+    model = store.load("m")
+    for line in itertools.count():
+        target = tmp_path / f"{line}"
+        target.mkdir()  # what was there is not removed with what was made in it
+        with interrupted_at_line(line, exportdir._locked.__code__) as came:
+            model.export(target)
+        if not came:
+            break
+        interrupted += 1
+        assert list(target.iterdir()) == []
+    assert interrupted > 10
+
+
+@contextlib.contextmanager
+def interrupted_at_line(number: int, code: CodeType) -> Iterator[list[int]]:
+    """Have Ctrl-C come before the given line, counted as they run, of a function."""
+    came: list[int] = []
+    lines = itertools.count()
+
+    def look(frame: FrameType, event: str, _arg: Any) -> Any:
+        if event == "line" and not came and next(lines) == number:
+            came.append(frame.f_lineno)
+            raise KeyboardInterrupt
+        return look
+
+    before = sys.gettrace()
+    sys.settrace(lambda frame, *_: look if frame.f_code is code else None)
+    try:
+        yield came
+    except KeyboardInterrupt:
+        assert came
+    finally:
+        sys.settrace(before)
 
 
 def test_what_others_are_writing_is_no_content_and_stays(

@@ -38,6 +38,7 @@ Others = Literal["refuse", "delete", "merge"]
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_LOCK = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOCK, _NAMES = "lock", "names"
 _READ_LAST = ("config.json", "index.json")
 _NOT_EMPTY = frozenset({errno.ENOTEMPTY, errno.EEXIST})
@@ -344,19 +345,10 @@ def _staging(root: Path, fd: int) -> Iterator[int]:
     export that was killed is emptied by the next one. A child that is forked meanwhile holds none.
     """
     with contextlib.ExitStack() as undo:
-        folder, lock = _locked(root, fd)
-        undo.callback(_remove_staging, fd)
-        undo.callback(locks.close, folder)
-        undo.callback(locks.close, lock)  # NFS keeps a file that is open when its folder goes
-        undo.callback(_leave, folder)
+        undo.callback(_remove_staging, fd)  # a signal may come at any line of what follows
+        folder = _locked(root, fd, undo)
         _clear(folder)
         yield folder
-
-
-def _leave(folder: int) -> None:
-    with contextlib.suppress(OSError):  # what is left is no content, and the next export clears it
-        _clear(folder)
-        os.unlink(_LOCK, dir_fd=folder)
 
 
 def _remove_staging(fd: int) -> None:
@@ -364,23 +356,42 @@ def _remove_staging(fd: int) -> None:
         os.rmdir(EXPORT_STAGING, dir_fd=fd)
 
 
-def _locked(root: Path, fd: int) -> tuple[int, int]:
+def _locked(root: Path, fd: int, undo: contextlib.ExitStack) -> int:
     while True:
         with contextlib.suppress(FileExistsError):
             os.mkdir(EXPORT_STAGING, dir_fd=fd)
         # one that ends right now removes both: then they are made again
-        with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as undo:
+        with contextlib.suppress(FileNotFoundError):
             folder = os.open(EXPORT_STAGING, _FOLDER, dir_fd=fd)
             undo.callback(locks.close, folder)
             locks.hold(folder)
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            lock = os.open(_LOCK, flags, 0o666, dir_fd=folder)
+            undo.callback(_leave, folder)
+            lock = os.open(_LOCK, _OPEN_LOCK | os.O_CREAT, 0o666, dir_fd=folder)
             undo.callback(locks.close, lock)
             if not locks.try_lock(lock):
                 raise Conflict(f"another export writes to {root}; wait until it has ended")
-            if os.path.samestat(os.fstat(lock), os.stat(_LOCK, dir_fd=folder)):
-                undo.pop_all()
-                return folder, lock
+            if _is_lock_of(lock, folder):
+                return folder
+
+
+def _is_lock_of(lock: int, folder: int) -> bool:
+    return os.path.samestat(os.fstat(lock), os.stat(_LOCK, dir_fd=folder))
+
+
+def _leave(folder: int) -> None:
+    """Remove all from a folder that nobody holds, its lock too.
+
+    Its own export has closed the lock by then: a lock that was just made when a signal came is
+    nobody's yet, and goes as well.
+    """
+    with contextlib.suppress(OSError):  # what is left is no content, and the next export clears it
+        lock = os.open(_LOCK, _OPEN_LOCK, dir_fd=folder)
+        try:
+            if locks.try_lock(lock) and _is_lock_of(lock, folder):
+                _clear(folder)
+                os.unlink(_LOCK, dir_fd=folder)
+        finally:
+            locks.close(lock)  # NFS keeps a file that is open when its folder goes
 
 
 def _clear(folder: int) -> None:
