@@ -6,6 +6,7 @@ on real servers too. What fails prints how to run it again.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from tests.schedules.faults import CASES
 
 ROOT = Path(__file__).parents[2]
-BLOCK, CI, SOAK = 100, 1_000, 50_000
+BLOCK, CI, SOAK = 250, 1_000, 50_000
 KILLS, MANY_KILLS = 100, 3_000
 ON_SERVERS = {"radosgw": 60, "hdfs": 40, "sftp": 40}
 """Kills on each server: what some ten minutes are enough for."""
@@ -23,7 +24,8 @@ ON_SERVERS = {"radosgw": 60, "hdfs": 40, "sftp": 40}
 
 def run(*args: object) -> None:
     command = [sys.executable, "-m", "tests.schedules", *map(str, args)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environ = {**os.environ, "PYTHONHASHSEED": "0"}  # else it would begin twice
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
@@ -33,21 +35,21 @@ def test_nothing_is_lost_in_any_schedule(first: int) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("first", range(CI + 1, CI + SOAK + 1, 10 * BLOCK))
+@pytest.mark.parametrize("first", range(CI + 1, CI + SOAK + 1, 4 * BLOCK))
 def test_nothing_is_lost_in_any_schedule_of_many(first: int) -> None:
-    run(first, first + 10 * BLOCK - 1)
+    run(first, first + 4 * BLOCK - 1)
 
 
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", range(2))
 def test_a_fault_at_every_call(part: int) -> None:
     """EIO at each call, and a disk that is full from each write on: the next run goes on."""
-    run("--faults", *list(CASES)[part::3])
+    run("--faults", *list(CASES)[part::2])
 
 
-@pytest.mark.parametrize("seed", range(1, 5))
+@pytest.mark.parametrize("seed", (1, 2))
 def test_processes_that_are_killed(seed: int) -> None:
     """SIGKILL at random moments, on a disk: the next run goes on, nothing is lost or stays."""
-    run("--kills", KILLS // 4, seed)
+    run("--kills", KILLS // 2, seed)
 
 
 def test_processes_that_are_paused() -> None:
