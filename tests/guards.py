@@ -9,6 +9,7 @@ was, handlers included.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
@@ -31,27 +32,31 @@ GUARDED = {
 """Names of what catches ours, those of tuples included."""
 EXTRAS = ("blobs.redis.", "blobs.memcached.", "serving.hub.", "serving.metrics:")
 """Modules that need optional libraries."""
+_DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def places() -> dict[str, Path]:
     """Every guarded place of the package, and its file."""
-    return {
-        name: path
-        for path in sorted(ROOT.rglob("*.py"))
-        for name, _ in _blocks(ast.parse(path.read_text()), _module(path))
-    }
+    return _found()[0]
 
 
 def checks_of_types() -> set[str]:
     """``module:function`` of every ``isinstance`` that is true of ours as they are OSErrors."""
-    found = set()
+    return _found()[1]
+
+
+@functools.cache
+def _found() -> tuple[dict[str, Path], set[str]]:
+    places: dict[str, Path] = {}
+    checks: set[str] = set()
     for path in sorted(ROOT.rglob("*.py")):
-        tree = ast.parse(path.read_text())
-        for function, node in _nodes(tree):
+        nodes = _nodes(ast.parse(path.read_text()))
+        places |= {name: path for name, _ in _blocks(nodes, _module(path))}
+        for function, node in nodes:
             named = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance"
             if named and _names(node.args[1]) & GUARDED:
-                found.add(f"{_module(path)}:{function}")
-    return found
+                checks.add(f"{_module(path)}:{function}")
+    return places, checks
 
 
 def _module(path: Path) -> str:
@@ -62,20 +67,26 @@ def _names(node: ast.AST) -> set[str]:
     return {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
 
 
-def _nodes(tree: ast.AST, function: str = "", inside: bool = False) -> Iterator[tuple[str, Any]]:
+def _nodes(tree: ast.AST) -> list[tuple[str, Any]]:
     """Every node, and the outermost function that it is in."""
-    for node in ast.iter_child_nodes(tree):
-        name, within = function, inside
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not inside:
-            name = f"{function}.{node.name}".lstrip(".")
-            within = not isinstance(node, ast.ClassDef)
-        yield name, node
-        yield from _nodes(node, name, within)
+    found: list[tuple[str, Any]] = []
+
+    def add(tree: ast.AST, function: str, inside: bool) -> None:
+        for node in ast.iter_child_nodes(tree):
+            name, within = function, inside
+            if isinstance(node, _DEFINITIONS) and not inside:
+                name = f"{function}.{node.name}".lstrip(".")
+                within = not isinstance(node, ast.ClassDef)
+            found.append((name, node))
+            add(node, name, within)
+
+    add(tree, "", False)
+    return found
 
 
-def _blocks(tree: ast.AST, module: str) -> Iterator[tuple[str, Any]]:
+def _blocks(nodes: list[tuple[str, Any]], module: str) -> Iterator[tuple[str, Any]]:
     counts: dict[str, int] = {}
-    for function, node in _nodes(tree):
+    for function, node in nodes:
         guarded = isinstance(node, ast.Try) and any(
             handler.type is not None and _names(handler.type) & GUARDED for handler in node.handlers
         )
@@ -95,7 +106,7 @@ def raising(place: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> It
     function = rest.partition("#")[0]
     path = ROOT / (name.replace(".", "/") + ".py")
     tree = ast.parse(path.read_text())
-    (node,) = (node for found, node in _blocks(tree, name) if found == place)
+    (node,) = (node for found, node in _blocks(_nodes(tree), name) if found == place)
     call = ast.parse("_raise_ours()").body[0]
     node.body.insert(0, ast.copy_location(call, node.body[0]))
     code = _code(compile(ast.fix_missing_locations(tree), str(path), "exec"), function)

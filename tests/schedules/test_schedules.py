@@ -46,7 +46,7 @@ def test_a_fault_at_every_call(part: int) -> None:
     run("--faults", *list(CASES)[part::2])
 
 
-@pytest.mark.parametrize("seed", (1, 2))
+@pytest.mark.parametrize("seed", [1, 2])
 def test_processes_that_are_killed(seed: int) -> None:
     """SIGKILL at random moments, on a disk: the next run goes on, nothing is lost or stays."""
     run("--kills", KILLS // 2, seed)

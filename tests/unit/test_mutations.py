@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from tests.mutation_list import MUTATIONS, Mutation
@@ -10,12 +12,17 @@ from tests.mutations import ROOT, DoesNotApply, mutated
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_it_applies_and_its_tests_are_there(mutation: Mutation) -> None:
-    assert mutated(mutation) != (ROOT / "tierstore" / mutation.file).read_text()
+    assert mutated(mutation) != _text("tierstore/" + mutation.file)
     assert mutation.tests
     for test in mutation.tests:
         path, _, case = test.partition("::")
         function = case.partition("[")[0]
-        assert f"def {function}(" in (ROOT / "tests" / path).read_text(), test
+        assert f"def {function}(" in _text("tests/" + path), test
+
+
+@functools.cache
+def _text(path: str) -> str:
+    return (ROOT / path).read_text()
 
 
 def test_names_are_unique() -> None:
