@@ -28,11 +28,30 @@ def spec(folder: Path, name: str = "new", **fields: Any) -> tierstore.TierSpec:
     return tierstore.TierSpec(name=name, **fields)
 
 
+def made(folder: Path) -> tierstore.Store:
+    opened = tierstore.init(folder / "store", tiers=[spec(folder, "warm")])
+    opened.save("ranker", {"w": np.zeros((3, 2), "<f4"), "v": np.zeros(3, "<f4")}, alias="prod")
+    opened.save("ranker", {"w": np.ones((3, 2), "<f4"), "v": np.zeros(3, "<f4")})
+    return opened
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[tierstore.Store]:
-    with tierstore.init(tmp_path / "store", tiers=[spec(tmp_path, "warm")]) as opened:
-        opened.save("ranker", {"w": np.zeros((3, 2), "<f4"), "v": np.zeros(3, "<f4")}, alias="prod")
-        opened.save("ranker", {"w": np.ones((3, 2), "<f4"), "v": np.zeros(3, "<f4")})
+    with made(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a store that no test changes: what is refused leaves all as it was."""
+    folder = tmp_path_factory.mktemp("unchanged")
+    made(folder).close()
+    return folder
+
+
+@pytest.fixture
+def unchanged(folder: Path) -> Iterator[tierstore.Store]:
+    with tierstore.open(folder / "store") as opened:
         yield opened
 
 
@@ -324,17 +343,17 @@ WRONG: dict[str, tuple[Call, str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_argument_is_named(store: tierstore.Store, tmp_path: Path, case: str) -> None:
+def test_a_wrong_argument_is_named(unchanged: tierstore.Store, tmp_path: Path, case: str) -> None:
     call, says = WRONG[case]
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "a.txt").write_text("a")
-    before = written(store)
-    tiers = store.tiers()
+    before = written(unchanged)
+    tiers = unchanged.tiers()
     with pytest.raises(UsageError) as caught:
-        call(store, tmp_path / "files")
+        call(unchanged, tmp_path / "files")
     assert str(caught.value) == says
-    assert written(store) == before
-    assert store.tiers() == tiers
+    assert written(unchanged) == before
+    assert unchanged.tiers() == tiers
     assert sorted(path.name for path in (tmp_path / "files").iterdir()) == ["a.txt"]
 
 
