@@ -248,7 +248,7 @@ def test_a_quota_below_what_is_there(durable: Program) -> None:
 
 
 def test_a_tier_that_was_moved(durable: Program) -> None:
-    refused(durable("tier", "set", "warm", "--url", "elsewhere"), 8, "has no tier.json")
+    refused(durable("tier", "set", "warm", "--url", "elsewhere"), 8, "there is no tier.json")
     assert not Path("elsewhere").exists()
     refused(durable("tier", "set", "warm", "--url", "cold"), 6, "is tier 'cold'")
     shutil.move("warm", "elsewhere")
@@ -422,7 +422,7 @@ def test_a_save_that_began_before_does_not_lose_its_pack(durable: Program) -> No
 def test_a_tier_that_is_gone(durable: Program) -> None:
     shutil.rmtree("warm")
     done = durable("tier", "rm", "warm")
-    refused(done, 8, "--force", "is it mounted?")
+    refused(done, 8, "--force", "that it is mounted")
     assert durable("tier", "ls", "-q").out == "warm\ncold\n"
     done = durable("tier", "rm", "warm", "--force")
     assert done.code == 0
@@ -662,12 +662,12 @@ def test_df_says_what_cannot_be_asked(filled: Program, redis_plain: RedisServer)
         redis_plain.resume()
     assert done.code == 3
     rows = {line.split()[0]: line for line in done.out.splitlines()}
-    assert rows["cold"].endswith("DOWN") or "is it mounted?" in done.out
+    assert rows["cold"].endswith("DOWN") or "that it is mounted" in done.out
     assert "DOWN" in done.out
     assert "1 pack" in done.out, "the others are shown"
     assert health.code == 3
     tiers = by_name(health)
-    assert "is it mounted?" in tiers["cold"]["error"]
+    assert "that it is mounted" in tiers["cold"]["error"]
     assert redis_plain.url in tiers["redis"]["error"]
     assert tiers["warm"]["error"] is None
 
@@ -702,13 +702,13 @@ def test_a_tier_that_cannot_be_used_is_a_problem(durable: Program) -> None:
     (problem,) = done.out.splitlines()
     assert done.code == 3
     assert problem.startswith("tier cold cannot be used: ")
-    assert "is it mounted?" in problem
+    assert "that it is mounted" in problem
     done = durable("df", "-q")
     assert (done.code, done.out) == (3, "warm\ncold\nhome\n")
     assert "tierstore: warning: tier cold could not be asked: " in done.err
     for command in ("check", "repair"):
         done = durable(command, "-q")
-        assert (done.code, done.out) == (8, "")
+        assert (done.code, done.out) == (3, "")
         assert "tierstore: warning: tier cold could not be asked: " in done.err
         done = durable(command)
         assert "tier cold could not be asked: " in done.out
@@ -826,3 +826,29 @@ def test_top_of_a_store_that_nobody_reads(run: Program) -> None:
     done = run("top")
     assert (done.code, done.err) == (0, "")
     assert "no process of this node has read" in done.out
+
+
+@pytest.mark.parametrize("quiet", [False, True], ids=["text", "quiet"])
+def test_a_tier_that_is_down_is_told_of_once_and_the_result_is_partial(
+    durable: Program, quiet: bool
+) -> None:
+    with tierstore.open("store") as store:
+        store.save("m", {"w": WEIGHTS["w"] * np.float32(1 + 2**-20)}, base="m@1")
+        assert store.rebase("m", above=1).chunks, "moves lead into the tier"
+    Path("warm").rename("away")
+    for command in (
+        "gc --dry-run", "gc --explain", "check", "repair --dry-run", "index rebuild",
+        "index rebuild --from packs", "rebalance --dry-run", "rebalance", "top --once", "df",
+        "mv m@1 --to cold --dry-run",
+    ):  # fmt: skip
+        done = durable(*command.split(), *(["-q"] if quiet else []))
+        assert done.code == 3, command
+        assert (done.out + done.err).count("see that it is mounted") == 1, (command, done)
+    done = durable("explain", "m")
+    assert (done.code, len(done.err.splitlines())) == (3, 1)
+    assert "is in none of the tiers that could be asked" in done.out
+    done = durable("load", "m", "--to", "out")
+    assert done.code == 8
+    warning, error = done.err.splitlines()
+    assert warning.startswith("tierstore: warning: tier warm failed: there is no directory ")
+    assert error.startswith("tierstore: error: ")

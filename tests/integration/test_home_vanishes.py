@@ -63,7 +63,7 @@ def test_the_message_asks_whether_it_is_mounted(tmp_path: Path) -> None:
         store.save("m", FIRST)
         home.rename(tmp_path / "away")
         home.mkdir()
-        with pytest.raises(Unreachable, match=r"file system mounted.*Nothing was published"):
+        with pytest.raises(Unreachable, match=r"file system is mounted.*Nothing was published"):
             store.save("m", SECOND)
         (tmp_path / "other").mkdir()
         tierstore.init(tmp_path / "other" / "home").close()

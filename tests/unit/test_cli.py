@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from tierstore import config, errors
 from tierstore.cli import commands
-from tierstore.cli.kit import app, command, output
+from tierstore.cli.kit import app, command, output, warnings
 from tierstore.cli.kit.output import Column, printable, shares, size, table
 from tierstore.cli.schemas import core, markdown
 
@@ -244,3 +245,26 @@ def test_exit_codes_are_fixed() -> None:
 def test_json_is_sorted_and_exact() -> None:
     text = output.as_json(core.File(path="ü", sha256="0", bytes=1 << 60))
     assert text == '{"bytes": 1152921504606846976, "path": "ü", "sha256": "0"}'
+
+
+def test_one_warning_for_one_tier_until_it_works_again(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("tierstore.tiers")
+    warnings.show_warnings()
+    try:
+        for _ in range(3):
+            log.warning("tier warm failed", extra={"tier": "warm"})
+        log.warning("tier cold failed", extra={"tier": "cold"})
+        log.warning("reading tier warm works again", extra={"works": "warm"})
+        warnings.WARNINGS.hold()
+        log.warning("tier warm failed again", extra={"tier": "warm"})
+        log.warning("tier hot failed", extra={"tier": "hot"})
+        log.warning("something else")
+        warnings.WARNINGS.tell_held(told={"hot"})
+    finally:
+        logging.getLogger("tierstore").removeHandler(warnings.WARNINGS)
+    lines = capsys.readouterr().err.splitlines()
+    told = [line.removeprefix("tierstore: warning: ") for line in lines]
+    assert told == [
+        "tier warm failed", "tier cold failed", "reading tier warm works again", "something else",
+        "tier warm failed again",
+    ]  # fmt: skip

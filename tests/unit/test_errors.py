@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import pickle
 import re
@@ -98,3 +99,18 @@ def test_a_missing_tensor_is_a_missing_key(tmp_path: Path) -> None:
             with pytest.raises(errors.TensorMissing, match="m@1 has no tensor 'v'; "):
                 look()
         assert model.get("v") is None
+
+
+def test_a_message_can_be_gone_on_with() -> None:
+    """Others are put behind it, as in ``tier warm could not be asked: …; check again``."""
+    found = []
+    for path in sorted(Path(tierstore.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)):
+                continue
+            for given in node.exc.args:
+                last = given.values[-1] if isinstance(given, ast.JoinedStr) else given
+                text = last.value if isinstance(last, ast.Constant) else None
+                if isinstance(text, str) and re.search(r"[?!]\Z|[^.]\.\Z", text):
+                    found.append(f"{path.name}:{node.lineno}: {text}")
+    assert found == ["reading.py:63: Invalid username or password."], "what Hugging Face says"

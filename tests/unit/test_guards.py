@@ -582,7 +582,7 @@ def test_reading_a_source_leaves_ours_alone(kind: type[Exception]) -> None:
 @pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
 def test_a_breaker_counts_ours(kind: type[Exception]) -> None:
     told: list[bool] = []
-    breaker = Breaker("reading", 60.0, told.append, failures=2, advice="look")
+    breaker = Breaker("reading", "hot", 60.0, told.append, failures=2, advice="look")
     breaker.failed(kind("one"))
     breaker.failed(kind("two"))
     assert told == [True]

@@ -202,7 +202,7 @@ def test_a_mount_that_is_missing_is_not_an_empty_tier(tmp_path: Path) -> None:
     assert not list(home.list())
     (root / "tier.json").rename(tmp_path / "elsewhere")
     (root / KEY).unlink()
-    with pytest.raises(Unreachable, match="is it mounted"):
+    with pytest.raises(Unreachable, match="that it is mounted"):
         tiers.info(KEY)
     tiers.put(KEY, b"pack")  # and nothing is entrusted to it
     assert bytes(home.get(KEY)) == b"pack"
@@ -286,7 +286,7 @@ def test_several_tiers_cannot_promise_a_first_writer(tiers: Tiers) -> None:
 
 def test_a_place_is_claimed_by_one_store() -> None:
     store = MemoryStore("tier")
-    with pytest.raises(Unreachable, match="is it mounted"):
+    with pytest.raises(Unreachable, match="that it is mounted"):
         verify(store, "warm", "s")
     claim(store, "warm", "s", (), lambda: KEEPER)
     claim(store, "warm", "s", (), lambda: KEEPER)
@@ -313,7 +313,7 @@ def test_a_lazy_store_is_opened_once_when_it_is_needed(caplog: pytest.LogCapture
             raise answer
         return answer
 
-    lazy = LazyStore("file:///x", opener)
+    lazy = LazyStore("file:///x", opener, "cold")
     assert (lazy.url, opened) == ("file:///x", [])
     for why in ("no directory", "x"):  # never "there is no such blob"
         with pytest.raises(Unreachable, match=f"file:///x cannot be opened: {why}"):

@@ -129,6 +129,7 @@ def gc(
     if explain:
         _explain(cli, duration(grace), until)
         return
+    cli.hold_tier_warnings()
     with cli.open() as store, cli.progress("collecting garbage") as progress:
         report = store.reclaim.run(
             dry_run=dry_run,
@@ -142,6 +143,7 @@ def gc(
         data = _json(store, report)
     deleted = [one.pack.hex() for one in report.of("deleted")]
     cli.out.show(data, deleted, lambda: _print(data))
+    cli.out.told_down(report.down)
     if report.stopped or report.down or report.refused:
         raise typer.Exit(3)
 
@@ -232,6 +234,7 @@ class _Waiting:
 
 
 def _explain(cli: Cli, grace: timedelta, window: timedelta | None) -> None:
+    cli.hold_tier_warnings()
     with cli.open() as store, cli.progress("looking at everything"):
         found = store.reclaim.explain(grace=grace, window=window)
         tiers = [tier.name for tier in store._parts.home.packs.tiers]
@@ -247,6 +250,7 @@ def _explain(cli: Cli, grace: timedelta, window: timedelta | None) -> None:
         ]
     )
     cli.out.show(data, [], lambda: _print_explained(data))
+    cli.out.told_down(found.down)
     if found.down:
         raise typer.Exit(3)
 

@@ -58,7 +58,8 @@ def rebalance(
 ) -> None:
     """Move packs to the tiers that their recent reads call for, once.
 
-    'tierstore agent' does so in every round. Exits with 3 when a move could not be done.
+    'tierstore agent' does so in every round. Exits with 3 when a move could not be done, or a tier
+    could not be asked.
     """
     limit = budget_of(budget, share)
     _carry_out(
@@ -80,7 +81,8 @@ def move(
     """Move a version's packs to a tier and drop them from faster ones.
 
     Packs that their deltas need are moved along. Versions share packs, so parts of other versions
-    may move too. 'tierstore pin' keeps them there. Exits with 3 when a move could not be done.
+    may move too. 'tierstore pin' keeps them there. Exits with 3 when a move could not be done, or a
+    tier could not be asked.
     """
     limit = budget_of(budget, share)
     _carry_out(
@@ -125,13 +127,14 @@ def _carry_out(
 
             data = _done(run(store, store.placement, moved))
     cli.out.show(data, [one.pack for one in data.moves], lambda: print_moves(data))
+    cli.out.warn_quiet(data.notes)
     if not data.complete:
         raise typer.Exit(3)
 
 
 def _planned(plan: Plan) -> schemas.Moves:
     moves = [_move_json(move, move.bytes if move.copies else 0) for move in plan.moves]
-    return _moves(plan, moves, dry_run=True, complete=True)
+    return _moves(plan, moves, dry_run=True, complete=not plan.notes)
 
 
 def _done(report: MoveReport) -> schemas.Moves:
@@ -235,7 +238,7 @@ def explain(cli: Cli, target: PackTarget) -> None:
 
     For each pack it shows the heat (how often it was read recently), the threshold of each tier,
     and what would move the pack, and when. Where tiers have prices it shows what a move that is due
-    saves and costs.
+    saves and costs. Exits with 3 when a pack is in none of the tiers that could be asked.
     """
     with cli.open() as store, cli.progress("listing the tiers"):
         packs = packs_of(store, target)
@@ -247,6 +250,8 @@ def explain(cli: Cli, target: PackTarget) -> None:
         missing=[pack.hex() for pack in packs if pack not in known],
     )
     cli.out.show(data, [one.pack for one in data.packs], lambda: _print_explained(data))
+    if data.missing:
+        raise typer.Exit(3)
 
 
 def _explained(one: Explanation) -> schemas.PackExplained:

@@ -26,7 +26,9 @@ def rebuild_index(
     """Make the index of all chunks anew.
 
     Saves find by it what is stored already. What it has now is kept as far as it can be read.
+    Exits with 3 when something could not be read, or a tier could not be asked.
     """
+    cli.hold_tier_warnings()
     with cli.open() as store, cli.progress("rebuilding the index") as progress:
         done = store.reclaim.rebuild_index(source=source, progress=progress)
     data = schemas.IndexRebuilt(
@@ -46,6 +48,9 @@ def rebuild_index(
         _print_unread(done.unread, done.down)
 
     cli.out.show(data, [], text)
+    cli.out.told_down(done.down)
+    if done.down or done.unread:
+        raise typer.Exit(3)
 
 
 def rebuild_layout(
@@ -60,10 +65,12 @@ def rebuild_layout(
     """Make layouts of versions anew that are lost or damaged.
 
     A layout says where the chunks of a version are; the footers of all packs are read for that.
-    Exits with 4 when a version has lost chunks.
+    Exits with 4 when a version has lost chunks, and with 3 when all have theirs, but a pack could
+    not be read, or a tier could not be asked.
     """
     if every == bool(refs):
         raise UsageError("name versions, or give --all for all of them")
+    cli.hold_tier_warnings()
     with cli.open() as store, cli.progress("rebuilding layouts") as progress:
         versions = [store.resolve(ref) for ref in refs or ()]
         done = store.reclaim.rebuild_layouts(*versions, progress=progress)
@@ -87,8 +94,11 @@ def rebuild_layout(
         _print_unread(done.unread, done.down)
 
     cli.out.show(data, [one.needed_by for one in done.lost], text)
+    cli.out.told_down(done.down)
     if done.lost:
         raise typer.Exit(4)
+    if done.down or done.unread:
+        raise typer.Exit(3)
 
 
 def _print_unread(keys: Sequence[str], down: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ from tierstore.cli.kit.objects import MANY, by_kind, short_ids
 from tierstore.cli.kit.output import counted, printable, size
 from tierstore.cli.models import REF_HELP
 from tierstore.cli.schemas import repair as schemas
-from tierstore.errors import OutOfSpace, Unreachable, UsageError
+from tierstore.errors import OutOfSpace, UsageError
 
 if TYPE_CHECKING:
     from tierstore.modelstore.reclaim.repair.report import RepairReport
@@ -40,12 +40,13 @@ def repair(
     """Repair what is damaged from what is left, and list what is lost.
 
     Reads every copy of every pack, or of those that each REF needs. Exits with 4 when something is
-    lost, or could not be repaired now, with 7 when there was no room, and with 8 when all else is
+    lost, or could not be repaired now, with 7 when there was no room, and with 3 when all else is
     whole and a tier could not be asked. What is whole is not touched. --home begins with
     config.json and the list of tiers, without which no other command works.
     """
     if store_id is not None and not home:
         raise UsageError("--store-id goes with --home")
+    cli.hold_tier_warnings()
     start = None
     if home:
         from tierstore.admin.repair import repair_home
@@ -59,7 +60,7 @@ def repair(
         report.objects[:0] = start.objects if start is not None else []
     data = repair_json(report)
     cli.out.show(data, [one.key for one in report.objects], lambda: _print(report))
-    cli.out.warn_down(report.down)
+    cli.out.told_down(report.down)
     if report.full:
         raise OutOfSpace(
             f"{report.full}; there is no room for what is repaired. 'tierstore rm' and 'tierstore "
@@ -68,7 +69,7 @@ def repair(
     if not report.is_whole:
         raise typer.Exit(4)
     if report.down:
-        raise typer.Exit(Unreachable.exit_code)
+        raise typer.Exit(3)
 
 
 def repair_json(report: RepairReport) -> schemas.Repair:

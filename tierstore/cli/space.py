@@ -26,7 +26,7 @@ def df(cli: Cli) -> None:
         reports, last = store.admin.df(), last_gc(store)
     data = schemas.Df(tiers=[usage_json(report) for report in reports], last_gc=last)
     cli.out.show(data, [tier.name for tier in data.tiers], lambda: _print(data))
-    cli.out.warn_down({tier.name: tier.error for tier in data.tiers if tier.error})
+    cli.out.told_down({tier.name: tier.error for tier in data.tiers if tier.error})
     if any(tier.error for tier in data.tiers):
         raise typer.Exit(3)
 

@@ -27,7 +27,6 @@ from tierstore.cli.tierargs import (
     first_tiers,
     tier_json,
 )
-from tierstore.errors import Unreachable
 
 if TYPE_CHECKING:
     from tierstore.modelstore.care.check_report import CheckReport
@@ -184,7 +183,7 @@ def check(
 
     Exits with 4 when data or history is damaged; garbage only takes space. What is damaged in the
     hot tier is removed there, and fetched again when it is read. A tier that fails meanwhile is
-    left out from then on: what was found is listed, and it exits with 8 if nothing is damaged.
+    left out from then on: what was found is listed, and it exits with 3 if nothing is damaged.
     """
     from tierstore.config import parse_share
 
@@ -197,11 +196,11 @@ def check(
     read_data = read_data or share is not None or limit is not None
     damaged = [one.key for one in report.findings if one.severity == "damage"]
     cli.out.show(_json(report), damaged, lambda: _print_report(report, read_data, hot))
-    cli.out.warn_down(report.down)
+    cli.out.told_down(report.down)
     if report.damaged:
         raise typer.Exit(4)
     if report.down:
-        raise typer.Exit(Unreachable.exit_code)
+        raise typer.Exit(3)
 
 
 def _json(report: CheckReport) -> schemas.CheckJson:

@@ -192,7 +192,7 @@ def drain(
     """Move all packs out of a tier, and put no new ones into it.
 
     The tier can be removed then. It may be stopped at any time; run it again to go on. Exits with 3
-    while packs are left in it.
+    while packs are left in it, and with --dry-run when another tier could not be asked.
     """
     from tierstore.errors import UsageError
 
@@ -225,7 +225,8 @@ def drain(
         only_bytes=left.only_bytes,
     )
     cli.out.show(data, sorted(left.only), lambda: _print_drained(data))
-    if left.packs and not (undo or dry_run):
+    cli.out.warn_quiet(data.problems)
+    if plan.notes if dry_run else left.packs and not undo:
         raise typer.Exit(3)
 
 

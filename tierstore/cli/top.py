@@ -42,16 +42,22 @@ def top(
     """Show what is read from which tier, and the packs read most.
 
     Hit ratios and bytes are those of this node's processes in the last hour; packs are ranked by
-    the reads of all nodes. Press Ctrl-C to end.
+    the reads of all nodes. Press Ctrl-C to end. Printed once, it exits with 3 when a tier could not
+    be asked.
     """
     from tierstore.admin.overview import Watch
 
+    cli.hold_tier_warnings()
     with cli.open() as store:
         watch = Watch(store, count)
         if once or cli.out.json or cli.out.quiet or not sys.stdout.isatty():
             with cli.progress("asking the tiers"):
                 data = _json(store, watch.look())
             cli.out.show(data, [leader.pack for leader in data.leaders], lambda: _print(data))
+            down = {tier.name: tier.error for tier in data.tiers if tier.error}
+            cli.out.told_down(down)
+            if down:
+                raise typer.Exit(3)
             return
         with contextlib.suppress(KeyboardInterrupt), _screen():
             while True:
@@ -127,6 +133,9 @@ def _print(data: schemas.Top) -> None:
         Column(""),
     ]
     table(columns, [_row(tier) for tier in data.tiers])
+    for tier in data.tiers:
+        if tier.error:
+            print(printable(f"{tier.name}: {tier.error}"))
     if not data.served_bytes:
         print("\nno process of this node has read from the store in the last hour")
     if data.leaders:

@@ -106,7 +106,7 @@ def header_length(first8: bytes) -> int:
         _refuse(f"the file has {len(first8)} bytes, not even the {_LENGTH_BYTES} of its length")
     n = int.from_bytes(first8, "little")
     if n > MAX_HEADER_BYTES:
-        _refuse(f"it claims {n} bytes, above {MAX_HEADER_BYTES}; is this a safetensors file?")
+        _refuse(f"it claims {n} bytes, above {MAX_HEADER_BYTES}: see that it is a safetensors file")
     return n
 
 

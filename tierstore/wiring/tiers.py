@@ -232,7 +232,7 @@ def _stacked(place: Place, stats: TierStats) -> BlobStore:
             store = within(limit_s, f"opening {place.spec.url}", lambda: _opened(place, limit_s))
         except NotFound:
             raise Unreachable(
-                f"tier {place.spec.name}: there is no directory {place.spec.url}; is it mounted?"
+                f"there is no directory {place.spec.url}: see that it is mounted"
             ) from None
         try:
             if place.spec.role in DURABLE:
@@ -242,7 +242,8 @@ def _stacked(place: Place, stats: TierStats) -> BlobStore:
             raise
         return store
 
-    return GuardedStore(LazyStore(place.spec.url, opener), place.spec.name, stats)
+    name = place.spec.name
+    return GuardedStore(LazyStore(place.spec.url, opener, name), name, stats)
 
 
 def _opened(place: Place, limit_s: float) -> BlobStore:

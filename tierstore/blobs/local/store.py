@@ -322,7 +322,7 @@ class LocalStore(BlobStore):
             if error.errno not in files.MISSING:
                 raise
             raise BackendError(
-                f"the directory of {self.url} is gone: is its file system mounted?"
+                f"the directory of {self.url} is gone: see that its file system is mounted"
             ) from error
         path = ""
         for name in folder.split("/") if folder else ():

@@ -11,4 +11,5 @@ __all__ = [
     "skipped",
     "streams",
     "times",
+    "warnings",
 ]

@@ -21,8 +21,9 @@ from tierstore.cli.kit.command import (
     name_variables,
 )
 from tierstore.cli.kit.help import arrange
-from tierstore.cli.kit.output import as_json, printable, show_warnings
+from tierstore.cli.kit.output import as_json, printable
 from tierstore.cli.kit.signals import Terminated
+from tierstore.cli.kit.warnings import WARNINGS, show_warnings
 from tierstore.cli.schemas.core import ErrorDetail, ErrorJson
 from tierstore.config import DEBUG, is_on, unknown_variables
 from tierstore.errors import NotFound, OutOfSpace, TensorMissing, TierstoreError
@@ -140,7 +141,7 @@ def run(argv: Sequence[str]) -> int:
         if unknown_variables(known):  # as far as these commands know
             root, known = command_tree()
         with root.make_context("tierstore", list(argv) or ["--help"], obj=known) as context:
-            root.invoke(context)
+            _invoke(root, context)
         sys.stdout.flush()
     except typer.Exit as done:
         return done.exit_code
@@ -152,6 +153,13 @@ def run(argv: Sequence[str]) -> int:
             streams.drop(streams.STDOUT)
         return _report(error, _wants_json(argv))
     return 0
+
+
+def _invoke(root: Any, context: typer.Context) -> None:
+    try:
+        root.invoke(context)
+    finally:
+        WARNINGS.tell_held()
 
 
 def _wants_json(argv: Sequence[str]) -> bool:

@@ -12,6 +12,7 @@ import typer
 from tierstore.cli.kit.output import Output
 from tierstore.cli.kit.progress import ProgressBar
 from tierstore.cli.kit.refs import as_words, joined, references
+from tierstore.cli.kit.warnings import WARNINGS
 from tierstore.config import expanded, is_set_by_service, unknown_messages
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ class Cli:
         from tierstore.store import open_store  # a command serves no metrics of its own
 
         return open_store(self.url)
+
+    def hold_tier_warnings(self) -> None:
+        """Let the result say which tiers fail (``Output.told_down``), and no warnings besides."""
+        WARNINGS.hold()
 
     def progress(self, what: str) -> ProgressBar:
         """Make a progress bar, which shows nothing with ``--json`` or ``-q``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import sys
 import textwrap
@@ -15,6 +14,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from tierstore.cli.kit.streams import print_error
+from tierstore.cli.kit.warnings import WARNINGS
 from tierstore.shown import counted as counted
 from tierstore.shown import printable as printable
 from tierstore.shown import size as size
@@ -51,11 +51,20 @@ class Output:
         else:
             text()
 
-    def warn_down(self, down: Mapping[str, str]) -> None:
-        """Say on stderr why tiers could not be asked, by name, where ids alone are printed."""
+    def told_down(self, down: Mapping[str, str]) -> None:
+        """Note that the result says why tiers could not be asked, by name.
+
+        Warnings of these that were held back are dropped. Where ids alone are printed they are
+        said on stderr.
+        """
+        WARNINGS.tell_held(told=down)
+        self.warn_quiet(f"tier {name} could not be asked: {why}" for name, why in down.items())
+
+    def warn_quiet(self, lines: Iterable[str]) -> None:
+        """Say on stderr what the text for people says of failures, where ids alone are printed."""
         if self.quiet and not self.json:
-            for name, why in down.items():
-                print_error(f"tierstore: warning: tier {name} could not be asked: {printable(why)}")
+            for line in lines:
+                print_error(f"tierstore: warning: {printable(line)}")
 
 
 def as_json(data: Schema, indent: int | None = None) -> str:
@@ -64,21 +73,6 @@ def as_json(data: Schema, indent: int | None = None) -> str:
 
     plain = msgspec.to_builtins(data)
     return json.dumps(plain, indent=indent, sort_keys=True, ensure_ascii=False)
-
-
-class _Warnings(logging.Handler):
-    """Prints warnings of the library on stderr, in the form of the program's own errors."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        kind = record.levelname.lower()
-        print_error(f"tierstore: {kind}: {printable(record.getMessage())}")
-
-
-def show_warnings() -> None:
-    """Print warnings of the library from now on; calling it again changes nothing."""
-    logger = logging.getLogger("tierstore")
-    if not any(isinstance(handler, _Warnings) for handler in logger.handlers):
-        logger.addHandler(_Warnings(logging.WARNING))
 
 
 NOT_ENABLED = "the store does not allow removal yet: 'tierstore gc --enable' does, once for all"

@@ -140,7 +140,9 @@ def list_packs(tiers: DurableTiers, most: int | None = None) -> ListedPacks:
                 if most is not None and len(found) > most:
                     break
         except BackendError as error:
-            _log.warning("tier %s cannot be listed: %s", tier.name, error)
+            _log.warning(
+                "tier %s cannot be listed: %s", tier.name, error, extra={"tier": tier.name}
+            )
             failed[tier.name] = error
     if len(failed) == len(tiers.tiers):
         raise next(iter(failed.values()))

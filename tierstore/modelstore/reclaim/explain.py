@@ -162,7 +162,9 @@ def explain(
             for info in tier.blobs.list():
                 _account(tier, info, reasons)
         except BackendError as error:
-            _log.warning("tier %s cannot be listed: %s", tier.name, error)
+            _log.warning(
+                "tier %s cannot be listed: %s", tier.name, error, extra={"tier": tier.name}
+            )
             down[tier.name] = str(error)
     order = {tier.name: at for at, tier in enumerate(tiers)}
     shares = sorted(

@@ -106,7 +106,7 @@ def read_holdings(packs: DurableTiers) -> Holdings:
             if keeper is not None:
                 keepers[name] = keeper
         except BackendError as error:
-            _log.warning("tier %s cannot be listed: %s", name, error)
+            _log.warning("tier %s cannot be listed: %s", name, error, extra={"tier": name})
             down[name] = str(error)
     archives = frozenset(tier.name for tier in tiers if tier.archive is not None)
     return Holdings(packs, by_tier, down, archives, keepers)

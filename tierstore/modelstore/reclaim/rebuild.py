@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tierstore.blobs.base import BlobInfo
-from tierstore.errors import Damaged, NotFound, TierstoreError, Unreachable, UnsupportedFormat
+from tierstore.errors import (
+    BackendError,
+    Damaged,
+    NotFound,
+    TierstoreError,
+    Unreachable,
+    UnsupportedFormat,
+)
 from tierstore.format.keys import FOLDS, INDEX, LAYOUTS, MOVES, moved_pack, pack_key
 from tierstore.format.layout import parse_layout, parse_move
 from tierstore.format.manifest import patch_info
@@ -74,10 +81,10 @@ def rebuild_index(
     check_features(home.config, "write", home.blobs.url)
     old = list(home.blobs.list(INDEX))
     work = _Index(home)
-    replaced, down = work.take_segments(old), dict[str, str]()
+    replaced = work.take_segments(old)
     if source == "packs":
         listed = list_packs(home.packs)
-        down = listed.down
+        work.down |= listed.down
         work.take_packs(listed.packs, progress)
     else:
         work.take_layouts(list(home.blobs.list(LAYOUTS)), progress)
@@ -91,7 +98,7 @@ def rebuild_index(
         replaced=len(replaced),
         stored_bytes=sum(info.size for info in new),
         unread=work.unread,
-        down=down,
+        down=work.down,
     )
 
 
@@ -101,6 +108,7 @@ class _Index:
     def __init__(self, home: Home) -> None:
         self._home = home
         holdings = read_holdings(home.packs)
+        self.down = dict(holdings.down)
         self._fitness = Fitness(home, home.condemned.known(), holdings)
         self._tables: list[ChunkTable] = []
         self._pending = 0
@@ -182,6 +190,9 @@ class _Index:
                 found[key] = self._home.packs.info(key)
             except NotFound:  # it was moved on, or lies in an archive
                 continue
+            except BackendError as error:
+                _log.info("what %s has is not known: %s", key, error)
+                self.unread.append(key)
         return list(found.values())
 
     def _into(self) -> set[bytes]:

@@ -151,7 +151,8 @@ def _delete(
         identity.check(tier, keeper)
         tier.blobs.delete([pack_key(pack) for pack in batch])
     except (Unreachable, Damaged, NotFound) as error:
-        _log.warning("tier %s did not delete what is condemned: %s", tier.name, error)
+        said = "tier %s did not delete what is condemned: %s"
+        _log.warning(said, tier.name, error, extra={"tier": tier.name})
         done.down[tier.name] = str(error)
         return
     except BackendError as error:  # it is asked for the others all the same: each may be allowed

@@ -153,8 +153,8 @@ class Tokens:
                 )
             if token.sha256 == _OF_NOTHING:
                 raise ConfigError(
-                    f"{path}: sha256 of token {token.name!r} is that of an empty token: was $TOKEN "
-                    "set when it was made?"
+                    f"{path}: sha256 of token {token.name!r} is that of an empty token: see that "
+                    "$TOKEN is set when it is made"
                 )
             read = _patterns(*token.read, *file.anonymous.read)
             known[token.sha256] = Caller(token.name, read, _patterns(*token.write))

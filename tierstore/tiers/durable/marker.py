@@ -138,8 +138,8 @@ def verify(store: BlobStore, name: str, store_id: str) -> Keeper | None:
         said = _said(bytes(store.get(MARKER)))
     except NotFound:
         raise Unreachable(
-            f"tier {name} has no {MARKER} at {store.url}: is it mounted? If it was emptied, "
-            f"run 'tierstore tier rm {name} --force' and add it again"
+            f"there is no {MARKER} at {store.url}: see that it is mounted; if it was emptied, run "
+            f"'tierstore tier rm {name} --force' and add it again"
         ) from None
     if said.get("store_id") != store_id:
         raise Unreachable(f"the {MARKER} at {store.url} is another store's, not of tier {name}")

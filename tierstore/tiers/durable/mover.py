@@ -381,7 +381,7 @@ class Mover:
                 source.blobs.put(key, data)
                 raise Damaged(
                     f"{key} vanished from tier {target.name} while its copy in {source.name} was "
-                    "dropped; it was put back there. Is another mover at work?"
+                    "dropped; it was put back there; see whether another mover is at work"
                 )
 
     # Between the pieces

@@ -248,7 +248,11 @@ class DurableTiers(BlobStore):
             self._failing.add(tier.name)
         # one line when it begins to fail: a tier that is down fails every read
         _log.log(
-            logging.DEBUG if known else logging.WARNING, "tier %s failed: %s", tier.name, error
+            logging.DEBUG if known else logging.WARNING,
+            "tier %s failed: %s",
+            tier.name,
+            error,
+            extra={"tier": tier.name},
         )
 
 

@@ -22,6 +22,7 @@ class Breaker:
 
     Args:
         what: The operation, for the log, such as "reading tier hot in /nvme/t".
+        tier: The name of the tier, which the records of the log carry as ``tier``.
         retry_s: Seconds that calls are skipped; twice as long each time a retry fails, up to a
             minute.
         changed: Called with ``True`` when it opens and with ``False`` when it closes.
@@ -32,13 +33,14 @@ class Breaker:
     def __init__(
         self,
         what: str,
+        tier: str,
         retry_s: float,
         changed: Callable[[bool], None],
         *,
         failures: int,
         advice: str,
     ) -> None:
-        self._what, self._retry_s, self._changed = what, retry_s, changed
+        self._what, self._tier, self._retry_s, self._changed = what, tier, retry_s, changed
         self._limit, self._advice = failures, advice
         begin(self.reset)
 
@@ -95,7 +97,7 @@ class Breaker:
         self._pause_s = min(2 * self._pause_s, max(_LONGEST_S, self._retry_s))
 
     def _tell_closed(self) -> None:
-        _log.warning("%s works again", self._what)
+        _log.warning("%s works again", self._what, extra={"works": self._tier})
         self._changed(False)
 
     def failed(self, error: Exception) -> None:
@@ -120,5 +122,6 @@ class Breaker:
                 pause_s,
                 error,
                 self._advice,
+                extra={"tier": self._tier},
             )
             self._changed(True)

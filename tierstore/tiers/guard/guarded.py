@@ -48,12 +48,12 @@ class GuardedStore(BlobStore):
     ) -> None:
         self.inner, self._name, self._stats = inner, name, stats
         advice = f"see 'tierstore store validate {inner.url}'"
-        self._reading = Breaker(
-            f"reading tier {name}", retry_s, self._changed, failures=_FAILURES, advice=advice
-        )
-        self._writing = Breaker(
-            f"writing to tier {name}", retry_s, self._changed, failures=_FAILURES, advice=advice
-        )
+
+        def breaker(doing: str) -> Breaker:
+            what = f"{doing} tier {name}"
+            return Breaker(what, name, retry_s, self._changed, failures=_FAILURES, advice=advice)
+
+        self._reading, self._writing = breaker("reading"), breaker("writing to")
         self._why = ""
 
     @property

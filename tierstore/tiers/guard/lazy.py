@@ -20,10 +20,11 @@ class LazyStore(BlobStore):
     Args:
         url: The address, for messages.
         opener: Opens and checks the store; it is called again after it failed.
+        tier: The name of the tier, which a warning carries.
     """
 
-    def __init__(self, url: str, opener: Callable[[], BlobStore]) -> None:
-        self._url, self._opener = url, opener
+    def __init__(self, url: str, opener: Callable[[], BlobStore], tier: str) -> None:
+        self._url, self._opener, self._tier = url, opener, tier
         self._store: BlobStore | None = None
         self._warned = False
         begin(self._begin)
@@ -55,7 +56,8 @@ class LazyStore(BlobStore):
                     raise
                 except TierstoreError as error:
                     if not self._warned:
-                        _log.warning("%s cannot be opened: %s", self._url, error)
+                        said = "%s cannot be opened: %s"
+                        _log.warning(said, self._url, error, extra={"tier": self._tier})
                         self._warned = True
                     raise Unreachable(f"{self._url} cannot be opened: {error}") from error
             return self._store

@@ -87,6 +87,7 @@ class HotDirectory:
     def _breaker(self, doing: str, root: Path, retry_s: float) -> Breaker:
         return Breaker(
             f"{doing} tier {self._name} in {root}",
+            self._name,
             retry_s,
             self._changed,
             failures=_FAILURES,
