@@ -1492,6 +1492,24 @@ _DURABILITY = (
         ("unit/test_modelstore_refs.py::test_names_that_differ_only_in_case_are_refused",),
     ),
     Mutation(
+        "names-by-case-where-home-takes-them-for-one",
+        "SPEC 9: Model and alias are unique under Unicode case folding.",
+        "modelstore/names/names.py",
+        "if before.last is None or self._may_be_of_another_case(model):",
+        "if before.last is None:",
+        ("unit/test_modelstore_refs.py::test_a_new_name_is_compared_with_all_others",),
+    ),
+    Mutation(
+        "end-of-a-log-that-was-seen",
+        "SPEC 9: A writer appends at the highest sequence plus one.",
+        "modelstore/home/refs.py",
+        "low, step = low if best else 0, 1",
+        "low, step = low, 1",
+        (
+            "unit/test_modelstore_refs.py::test_where_a_copy_of_home_was_put_back_no_number_is_left_out",
+        ),
+    ),
+    Mutation(
         "names-nfc",
         "SPEC 9: Model and alias are NFC.",
         "ids.py",
@@ -5413,7 +5431,7 @@ _REMOVAL = (
         "base-that-is-removed",
         "CHANGELOG: A save takes no removed version as the base of its deltas.",
         "modelstore/saving/base_selection.py",
-        "            entry = self._last(model)\n",
+        "            entry = self._last(model, seen)\n",
         "            entry = self._home.log(model).last()\n",
         ("integration/test_removal.py::test_no_removed_version_is_a_base_of_deltas",),
     ),

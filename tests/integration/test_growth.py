@@ -23,8 +23,7 @@ MOST: dict[str, dict[str, float]] = {
     "models": {
         "ls": 12.1, "du": 11.1, "df": 0.1, "check": 8.6, "gc, nothing new": 0.6,
         "forget --dry-run": 4.1, "gateway's models": 4.2, "gateway's models, again": 0.2,
-        "agent, first round": 10.4, "agent, later round": 0.2, "first save": 0.1, "save": 0.1,
-        "save, new model": 0.2,
+        "agent, first round": 10.4, "agent, later round": 0.2, "save, new model": 0.1,
     },
     "versions": {
         "ls MODEL": 1.0, "du": 3.0, "df": 0.1, "check": 5.4, "gc, nothing new": 0.4,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from tierstore.errors import (
     Unreachable,
     UnsupportedFormat,
 )
-from tierstore.format.keys import entry_key, ref_prefix
+from tierstore.format.keys import REFS, entry_key, ref_prefix
 from tierstore.format.reflog import Hint, RefEntry
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.storeconfig import Features, StoreConfig, encode_config
+from tierstore.ids import Buffer
 from tierstore.modelstore.home.home import create_config
 from tierstore.modelstore.home.refs import RefLog
 from tierstore.modelstore.settings import Settings
@@ -98,6 +100,39 @@ def test_a_good_hint_costs_three_reads() -> None:
     counted = FaultyStore(home)
     RefLog(counted, "m", "versions").last()
     assert len(counted.calls) == 3, "hint, entry, and the one behind it"
+
+
+def test_an_entry_goes_behind_what_came_since_the_end_was_seen() -> None:
+    home, log = log_of(5)
+    seen = log.last()
+    for _ in range(3):
+        log.append("publish", publish)
+    counted = FaultyStore(home)
+    entry = RefLog(counted, "m", "versions").append("publish", publish, seen=seen)
+    assert entry.seq == 9
+    read = [key.rpartition("/")[2] for op, key in counted.calls if op == "get"]
+    assert read[:2] == ["000000005", "000000006"], "the search begins where the end was seen"
+    assert "HEAD" not in read
+
+
+def test_where_a_copy_of_home_was_put_back_no_number_is_left_out() -> None:
+    home, log = log_of(7)
+    seen = log.last()
+    home.delete([log.key_of(6), log.key_of(7)])
+    assert log.append("publish", publish, seen=seen).seq == 6
+
+
+def test_what_a_client_takes_for_missing_is_looked_for_again() -> None:
+    """A network file system may go on saying for a while that a file is not there."""
+    home, log = log_of(5)
+    seen = log.last()
+    log.append("publish", publish)
+
+    def forgetful(op: str, key: str, number: int) -> Fault:
+        return NotFound(key) if number <= 2 and key == log.key_of(6) else None
+
+    stale = FaultyStore(home, forgetful)
+    assert RefLog(stale, "m", "versions").append("publish", publish, seen=seen).seq == 7
 
 
 def test_racing_writers_each_get_their_own_place() -> None:
@@ -303,6 +338,46 @@ def test_names_that_differ_only_in_case_are_refused(store: Store) -> None:
         store.save("m", {"w": np.zeros(1)}, alias="PROD")
     assert len(store.versions("m")) == 5, "nothing was published"
     assert now(store) == 1
+
+
+class CaseBlind(MemoryStore):
+    """A home that takes keys which differ only in case for one, as some file systems do."""
+
+    def _key(self, key: str) -> str:
+        return next((one for one in self._blobs if one.lower() == key.lower()), key)
+
+    def _find(self, key: str) -> tuple[bytes, float]:
+        return super()._find(self._key(key))
+
+    def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
+        super().put(self._key(key), data)
+
+    def put_if_absent(self, key: str, data: Buffer | Sequence[Buffer]) -> bool:
+        return super().put_if_absent(self._key(key), data)
+
+
+@pytest.mark.parametrize("home", [MemoryStore(), CaseBlind()])
+def test_a_new_name_is_compared_with_all_others(home: MemoryStore, tmp_path: Path) -> None:
+    """Also where it finds the log of another one."""
+    create_config(home)
+    with Store(home, Settings(tmp_path)) as store:
+        store.save("Ranker", {"w": np.zeros(1)})
+        with pytest.raises(Conflict, match="'ranker' differs from the existing 'Ranker' only in"):
+            store.save("ranker", {"w": np.ones(1)})
+        assert store.save("Ranker", {"w": np.ones(1)}).number == 2
+
+
+def test_a_save_of_a_known_model_lists_no_models_and_looks_for_its_end_once(
+    tmp_path: Path,
+) -> None:
+    home = FaultyStore(MemoryStore())
+    create_config(home)
+    with Store(home, Settings(tmp_path)) as store:
+        store.save("m", {"w": np.zeros(1)})
+        home.calls.clear()
+        store.save("m", {"w": np.ones(1)})
+    assert [call for call in home.calls if call == ("list_folders", REFS)] == []
+    assert home.calls.count(("get", PREFIX + "HEAD")) == 1
 
 
 WRITES: dict[str, Callable[[Store], object]] = {

@@ -307,7 +307,7 @@ class Store:
         """
         model = check_name("model", model)
         as_message(message)  # before anything is stored
-        self._names.check_new(model, alias)
+        before = self._names.check_new(model, alias)
         check_source(source, self._parts.places)
         lineage = []
         if distilled_from is not None:
@@ -317,12 +317,13 @@ class Store:
             source, metadata=metadata, exclude=exclude, allow_no_tensors=allow_no_tensors
         )
         try:
-            selection = self._parts.saving.select_base(files, base, model)
+            selection = self._parts.saving.select_base(files, base, model, before)
             with (
                 reported(progress, f"saving {model}") as told,
                 self._parts.saving.begin(selection, progress=told) as writer,
             ):
-                entry = writer.publish(self._names.publication(model, message), files, lineage)
+                how = self._names.publication(model, message, seen=before.last)
+                entry = writer.publish(how, files, lineage)
         finally:
             for file in files:
                 file.close()

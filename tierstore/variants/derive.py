@@ -225,10 +225,9 @@ def _publish(
 ) -> Version:
     files = sorted(files, key=lambda file: file.path)
     lineage = [LineageEntry(relation=DERIVED_FROM, digest=version.digest.raw)]
-    selection = store._parts.saving.select_base(
-        files, _newest_of(store, version.model, label), version.model
-    )
-    with store._parts.saving.begin(selection) as writer:
+    saving = store._parts.saving
+    selection = saving.named_base(files, _newest_of(store, version.model, label))
+    with saving.begin(selection) as writer:
         how = store._names.derivation(version, label, message)
         entry = writer.publish(how, files, lineage)
     return version_of(version.model, entry, writer.stats(), label)

@@ -112,13 +112,18 @@ class RefLog:
         beside: dict[str, memoryview | None] = {key: None}
         return self._last(beside), beside[key]
 
-    def _last(self, beside: dict[str, memoryview | None]) -> RefEntry | None:
+    def _last(
+        self, beside: dict[str, memoryview | None], seen: RefEntry | None = None
+    ) -> RefEntry | None:
         """Return the current entry, and read objects of home in the same request.
 
         Args:
             beside: The keys of these objects; what exists is put there.
+            seen: An entry with which the search begins, instead of with the hint. It is read again:
+                where a copy of home was put back it may be gone, and its number must not be left
+                out.
         """
-        low = self.hinted()
+        low = self.hinted() if seen is None else seen.seq
         near = [low, low + 1] if low else []  # as a rule there is nothing behind it
         known = self._read(near, beside) if near or beside else {}
         best = known.get(low)
@@ -165,14 +170,14 @@ class RefLog:
             for key, data in found.items()
         }
 
-    def _current(self) -> RefEntry | None:
-        """Return the current entry behind which another one is to be written.
+    def _current(self, seen: RefEntry | None) -> RefEntry | None:
+        """Return the current entry behind which another one is to be written; see ``_last``.
 
         Raises ``Unreachable`` unless home is still the store's: below a mount point that is empty
         now, an entry would be written where nobody finds it once home is mounted again.
         """
         beside: dict[str, memoryview | None] = {} if self._store_id is None else {CONFIG: None}
-        last = self._last(beside)
+        last = self._last(beside, seen)
         if beside:
             self._check_store(beside[CONFIG])
         return last
@@ -238,6 +243,7 @@ class RefLog:
         message: str | None = None,
         versions: Sequence[int] = (),
         origin: RefEntry | None = None,
+        seen: RefEntry | None = None,
     ) -> RefEntry:
         """Append one entry and return it; concurrent writers each get a number of their own.
 
@@ -249,6 +255,8 @@ class RefLog:
             versions: Numbers of the versions that are removed or brought back, rising.
             origin: The entry of another store that this one is a copy of: it keeps the time and who
                 wrote it.
+            seen: An entry that was the last one a while ago: what came behind it is looked for from
+                there, however long that was.
 
         Raises:
             Conflict: Other writers came first a thousand times.
@@ -258,7 +266,8 @@ class RefLog:
 
         note, skew_s = as_message(message), self._skew_s(action)
         for _ in range(_ATTEMPTS):
-            last = self._current()
+            # the end as it is now, whatever was seen: the hint says it once that was not enough
+            last, seen = self._current(seen), None
             seq = last.seq + 1 if last else 1
             goal = RefTarget(*target(last))
             entry = RefEntry(

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from tierstore.arguments import as_whole
 from tierstore.errors import Conflict, InvalidName, NotFound, TierstoreError, UsageError
-from tierstore.format.keys import ALIASES, VARIANTS, VERSION_LOG
+from tierstore.format.keys import ALIASES, HEAD, REFS, VARIANTS, VERSION_LOG, segment
 from tierstore.format.reflog import RefEntry, that_count
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import FULL, Digest, ModelRef, check_alias, check_name
@@ -47,6 +48,18 @@ class Alias:
     model: str
     name: str
     version: Version
+
+
+class Before(NamedTuple):
+    """What there is of a name before something is saved under it.
+
+    Attributes:
+        last: The last entry of its versions, removed or not; ``None`` for a new name.
+        others: The names of all other models, where the name is new; else nobody asked.
+    """
+
+    last: RefEntry | None
+    others: Sequence[str] = ()
 
 
 class Names:
@@ -110,15 +123,20 @@ class Names:
             entry = newest
         return self._with_variant(version_of(parsed.model, entry), parsed.variant)
 
-    def newest(self, model: str) -> RefEntry | None:
+    def newest(self, model: str, seen: RefEntry | None = None) -> RefEntry | None:
         """Return the entry of a model's newest version that is not removed.
 
-        Returns ``None`` when there is no such model.
+        Args:
+            model: Name of the model.
+            seen: The last entry of its versions, where the caller has just read that.
+
+        Returns:
+            The entry; ``None`` when there is no such model.
 
         Raises:
             NotFound: All versions of the model are removed.
         """
-        last, removed = self.removals.last(model)
+        last, removed = (seen, self.removals.of(model)) if seen else self.removals.last(model)
         if last is None:
             return None
         number = next((one for one in range(last.seq, 0, -1) if one not in removed), None)
@@ -311,12 +329,30 @@ class Names:
         name = VERSION_LOG if alias is None else ALIASES + check_alias(alias)
         return list(self.home.log(model, name).entries(_most(limit)))
 
-    def check_new(self, model: str, alias: str | None) -> None:
-        """Raise ``Conflict`` where ``publish`` or ``point`` would, before anything is stored."""
-        check_case("model", model, self.home.models())
-        refuse_mixed(model, self.home.log(model).last(), release=False)
+    def check_new(self, model: str, alias: str | None) -> Before:
+        """Raise ``Conflict`` where ``publish`` or ``point`` would, before anything is stored.
+
+        Models are listed for a new name alone: one that has a log was compared with all others when
+        it came, and has its log for ever.
+        """
+        before = Before(self.home.log(model).last())
+        if before.last is None or self._may_be_of_another_case(model):
+            others = [name for name in self.home.models() if name != model]
+            check_case("model", model, others)
+            before = Before(before.last, others)
+        refuse_mixed(model, before.last, release=False)
         if alias is not None:
             self.check_movable(model, check_alias(alias))
+        return before
+
+    def _may_be_of_another_case(self, model: str) -> bool:
+        """Return whether a log that was found may be that of a model that differs only in case.
+
+        A file system that takes names of any case for one finds it under this one as well.
+        """
+        of, other = segment(model), segment(model).swapcase()
+        key = f"{REFS}{other}/{VERSION_LOG}/{HEAD}"
+        return other != of and bool(self.home.blobs.present([key]))
 
     def publish(
         self,
@@ -325,8 +361,9 @@ class Names:
         message: str | None,
         after: int | None = None,
         origin: RefEntry | None = None,
+        seen: RefEntry | None = None,
     ) -> RefEntry:
-        """Append a new version to a model's log; for ``origin`` see ``RefLog.append``.
+        """Append a new version to a model's log; for ``origin`` and ``seen`` see ``RefLog.append``.
 
         Raises:
             Conflict: The newest version is not number ``after`` (0 for none), or the name is a
@@ -342,7 +379,7 @@ class Names:
                 )
             return 0, digest.hex, None
 
-        return self.home.log(model).append("publish", target, message, origin=origin)
+        return self.home.log(model).append("publish", target, message, origin=origin, seen=seen)
 
     def publication(
         self,
@@ -350,10 +387,11 @@ class Names:
         message: str | None,
         after: int | None = None,
         origin: RefEntry | None = None,
+        seen: RefEntry | None = None,
     ) -> Publication[RefEntry]:
         """Return how a new version of a model is published; see ``publish``."""
         return Publication(
-            lambda digest: self.publish(model, digest, message, after, origin),
+            lambda digest: self.publish(model, digest, message, after, origin, seen),
             lambda entry, why: self.named.unpublish(version_of(model, entry), why),
         )
 

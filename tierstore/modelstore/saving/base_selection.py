@@ -19,6 +19,7 @@ from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import bottom_manifest
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.loading.stored import entry_bytes
+from tierstore.modelstore.names.names import Before
 from tierstore.modelstore.saving.delta import LEAST_CHUNK_BYTES, BaseTensor, BaseVersion
 from tierstore.modelstore.saving.framing import ChunkBase
 from tierstore.modelstore.saving.source import SourceFile
@@ -36,6 +37,12 @@ _SAMPLES, _SAMPLE_BYTES, _AROUND = 4, 64 << 10, 2 << 20
 
 TensorKey = tuple[str, str]
 """Path of the file and the tensor's name in it."""
+
+Newest = Callable[[str, RefEntry | None], RefEntry | None]
+"""Returns the entry of the newest version of a model that is not removed, if any.
+
+It gets the model's name, and the last entry of its versions if that was just read.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +188,8 @@ class BaseFinder:
         open_base: Opens a version as a base.
         model: Name of the model that is saved.
         files: The files to be saved; samples of them are read at once.
-        newest: Returns the entry of the newest version of a model that is not removed, if any.
+        newest: Finds the newest version of a model that is not removed; see ``Newest``.
+        before: What there is of the model; see ``Before``.
 
     Attributes:
         has_candidates: Whether the store had any version to look at.
@@ -193,11 +201,14 @@ class BaseFinder:
         open_base: Callable[[Version], BaseVersion],
         model: str,
         files: Sequence[SourceFile],
-        newest: Callable[[str], RefEntry | None],
+        newest: Newest,
+        before: Before,
     ) -> None:
         self._home, self._open, self._model, self._last = home, open_base, model, newest
-        self._own = self._newest(model)
-        self._models = [] if self._own else [name for name in home.models() if name != model]
+        last, self._models = before
+        self._own = self._newest(model, last) if last else None
+        if last and not self._own:
+            self._models = self._all_others()
         self.has_candidates = bool(self._own or self._models)
         self._samples = list(_samples(files)) if self.has_candidates else []
 
@@ -211,9 +222,12 @@ class BaseFinder:
                 best = max(best, self._compared(version, wanted), key=lambda pair: pair[0])
         return best[1]
 
-    def _newest(self, model: str) -> Version | None:
+    def _all_others(self) -> Sequence[str]:
+        return [name for name in self._home.models() if name != self._model]
+
+    def _newest(self, model: str, seen: RefEntry | None = None) -> Version | None:
         try:
-            entry = self._last(model)
+            entry = self._last(model, seen)
         except NotFound:  # every version of it is removed
             return None
         return None if entry is None else version_of(model, entry)
@@ -233,7 +247,7 @@ class BaseFinder:
             return sum(size for key, size in sizes.items() if key in found), version
 
         sizes = {one.key: one.nbytes for one in wanted}
-        models = self._models or [name for name in self._home.models() if name != self._model]
+        models = self._models or self._all_others()
         near = nlargest(_MODELS, models, self._common_prefix)
         with ThreadPoolExecutor(8, "tierstore-base") as pool:
             scored = [pair for pair in pool.map(shared, near) if pair is not None]
@@ -301,16 +315,27 @@ def select_base(
     home: Home,
     as_base: Callable[[Version], BaseVersion],
     resolve: Callable[[str | Version], Version],
-    newest: Callable[[str], RefEntry | None],
+    newest: Newest,
+    before: Before,
 ) -> BaseSelection | None:
     """Choose the base version of a save: ``auto`` looks for one, a reference names it.
 
     Returns ``None`` when no base is asked for, or the store has no version to look at.
     """
+    if base != "auto":
+        return named_base(files, base, as_base, resolve)
+    finder = BaseFinder(home, as_base, model, files, newest, before)
+    return BaseSelection(files, finder.find) if finder.has_candidates else None
+
+
+def named_base(
+    files: Sequence[SourceFile],
+    base: str | Version | None,
+    as_base: Callable[[Version], BaseVersion],
+    resolve: Callable[[str | Version], Version],
+) -> BaseSelection | None:
+    """Take the version that a reference names as the base of a save; ``None`` takes none."""
     if base is None:
         return None
-    if base == "auto":
-        finder = BaseFinder(home, as_base, model, files, newest)
-        return BaseSelection(files, finder.find) if finder.has_candidates else None
     version = as_base(resolve(base))
     return BaseSelection(files, lambda _: version)

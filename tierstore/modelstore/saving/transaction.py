@@ -7,14 +7,19 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TypeVar
 
 from tierstore.errors import OutOfSpace
-from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
 from tierstore.modelstore.home.condemned import GRACE_S, Glance
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.loading.opener import Opener
-from tierstore.modelstore.saving.base_selection import BaseSelection, select_base
+from tierstore.modelstore.names.names import Before
+from tierstore.modelstore.saving.base_selection import (
+    BaseSelection,
+    Newest,
+    named_base,
+    select_base,
+)
 from tierstore.modelstore.saving.copier import CopyWriter
 from tierstore.modelstore.saving.delta import BaseVersion
 from tierstore.modelstore.saving.framing import encoders
@@ -46,7 +51,7 @@ class Saving:
         index: Finds chunks that the store has already.
         opener: Opens versions as bases of deltas.
         resolve: Finds the version that a reference points to.
-        newest: Returns the entry of the newest version of a model that is not removed, if any.
+        newest: Finds the newest version of a model that is not removed; see ``Newest``.
         threads: How many threads hash and encode, if memory allows.
     """
 
@@ -56,7 +61,7 @@ class Saving:
         index: ChunkIndex,
         opener: Opener,
         resolve: Callable[[str | Version], Version],
-        newest: Callable[[str], RefEntry | None],
+        newest: Newest,
         threads: int,
     ) -> None:
         self._home, self._index, self._opener = home, index, opener
@@ -154,7 +159,7 @@ class Saving:
         return f"none of its {total} are stored" if isinstance(error, OutOfSpace) else ""
 
     def select_base(
-        self, files: Sequence[SourceFile], base: str | Version | None, model: str
+        self, files: Sequence[SourceFile], base: str | Version | None, model: str, before: Before
     ) -> BaseSelection | None:
         """Choose the base version of a save.
 
@@ -163,10 +168,17 @@ class Saving:
             base: A reference; ``"auto"`` takes the newest version of the model, or else the most
                 similar one of another model; ``None`` stores no deltas.
             model: Name under which ``files`` are saved.
+            before: What there is of that name.
         """
         return select_base(
-            files, base, model, self._home, self.as_base, self._resolve, self._newest
+            files, base, model, self._home, self.as_base, self._resolve, self._newest, before
         )
+
+    def named_base(
+        self, files: Sequence[SourceFile], base: str | Version | None
+    ) -> BaseSelection | None:
+        """Take the version that a reference names as the base of a save; ``None`` takes none."""
+        return named_base(files, base, self.as_base, self._resolve)
 
     def as_base(self, version: Version) -> BaseVersion:
         """Open a version as a source of bases: the full version below it, if it has patches."""

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
 from tierstore.modelstore.home.settling import Publication
 from tierstore.modelstore.loading.opener import VerifiedOpened
+from tierstore.modelstore.names.names import Before
 from tierstore.modelstore.saving.reused_file import reused_file
 from tierstore.modelstore.saving.source import (
     SUFFIX,
@@ -165,7 +166,7 @@ class Committer:
                 was not uploaded.
             Conflict: The name is that of a release, or differs from another model's only by case.
         """
-        self._store._names.check_new(repo.name, None)
+        others = self._store._names.check_new(repo.name, None).others
         for _ in range(8):
             parent = repo.head(branch)
             if asked.parent is not None and not _is_at(parent, asked.parent):
@@ -174,7 +175,7 @@ class Committer:
                 )
             uploads = self._uploads(repo.name, asked)
             try:
-                return self._publish(repo, branch, parent, asked)
+                return self._publish(repo, branch, parent, asked, others)
             except Conflict as error:
                 if asked.parent is not None:
                     raise HubError(412, f"{branch} moved meanwhile: {error}") from None
@@ -207,6 +208,7 @@ class Committer:
         branch: str,
         parent: Version | None,
         asked: CommitRequest,
+        others: Sequence[str],
     ) -> Version:
         model, who, names = repo.name, repo.caller.name, self._store._names
         before = None if parent is None else self._whole(parent)
@@ -224,7 +226,7 @@ class Committer:
                 return self._store._parts.home.log(model).entry(parent.number)
             if pointed:
                 names.check_movable(model, branch, was)
-            return names.publish(model, digest, message, newest.seq if newest else 0)
+            return names.publish(model, digest, message, newest.seq if newest else 0, seen=newest)
 
         def take_back(entry: RefEntry, why: BaseException) -> str:
             version = version_of(model, entry)
@@ -234,7 +236,8 @@ class Committer:
 
         try:
             saving = self._store._parts.saving
-            with saving.begin(saving.select_base(files, "auto", model)) as writer:
+            selection = saving.select_base(files, "auto", model, Before(newest, others))
+            with saving.begin(selection) as writer:
                 entry = writer.publish(Publication(append, take_back), files)
         finally:
             for file in files:
