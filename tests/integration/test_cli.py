@@ -515,6 +515,16 @@ def test_a_damaged_manifest(place: Path, run: Program) -> None:
     data = bytearray(manifest.read_bytes())
     data[len(data) // 2] ^= 1
     manifest.write_bytes(data)
+    whole = answer(run, "du", "org/other")
+    done = run("du")
+    assert (done.code, "saved by dedup" in done.out) == (4, True)
+    assert "not counted, as it cannot be read: ranker@1: " in done.err
+    assert digest in done.err
+    done = run("du", "--json")
+    du = msgspec.json.decode(done.out, type=schemas.Du)
+    assert (done.code, [one.name for one in du.left_out]) == (4, ["ranker@1"])
+    assert du.versions == 2
+    assert du.stored_bytes > whole["stored_bytes"]
     done = run("stat", "ranker@1")
     assert (done.code, digest in done.err) == (4, True)
     done = run("check")

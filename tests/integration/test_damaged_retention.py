@@ -16,7 +16,14 @@ from tierstore.blobs.base import BlobInfo
 from tierstore.blobs.memory import MemoryStore
 from tierstore.cli.kit import app
 from tierstore.errors import Conflict, Damaged
-from tierstore.format.keys import REMOVED_LOG, VERSION_LOG, entry_key, ref_prefix, retention_key
+from tierstore.format.keys import (
+    ALIASES,
+    REMOVED_LOG,
+    VERSION_LOG,
+    entry_key,
+    ref_prefix,
+    retention_key,
+)
 from tierstore.modelstore.reclaim.removal import Removing
 from tierstore.modelstore.store import Store
 from tierstore.serving.agent import Agent
@@ -208,6 +215,18 @@ def test_commands_go_on_behind_a_damaged_model(run: Program, tmp_path: Path) -> 
     run("save", "c", str(tmp_path / "more"), "--allow-no-tensors")
     code, out, err = run("retention", "apply", "--yes", "-q")
     assert (code, out) == (4, "c@3\n")
+    run("alias", "set", "c@prod", "c@4")
+    run("release", "create", "r", "c@4")
+    write(tmp_path, entry_key(ref_prefix("a", f"{ALIASES}prod"), 1))
+    code, out, err = run("alias", "ls", "-q")
+    assert (code, out) == (4, "c@prod\n")
+    assert "refs/a/alias/prod/000000/000000001 is damaged" in err
+    code, out, err = run("release", "ls", "-q")
+    assert (code, out) == (4, "r\n")
+    assert "2 models were skipped: a: removal 1 of a is damaged" in err
+    code, out, err = run("du")
+    assert (code, "saved by dedup" in out) == (4, True)
+    assert "not counted, as it cannot be read: a: removal 1 of a is damaged" in err
 
 
 def test_the_count_of_blocked_models_is_a_metric(store: Store) -> None:

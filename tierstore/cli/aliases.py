@@ -9,6 +9,7 @@ import typer
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, table, when
+from tierstore.cli.kit.skipped import Skipped
 from tierstore.cli.models import REF_HELP, Message, ref_of
 from tierstore.cli.schemas import core as schemas
 
@@ -237,12 +238,18 @@ def ls(
         typer.Argument(metavar="MODEL", help="List those of this model.", show_default=False),
     ] = None,
 ) -> None:
-    """List the aliases of a model, or of all models and releases."""
+    """List the aliases of a model, or of all models and releases.
+
+    Of all, those that cannot be read are skipped, and the command says so at its end.
+    """
+    found: list[Alias] = []
+    skipped = Skipped()
     with cli.open() as store:
         if model is not None:
             store.versions(model, limit=1)  # a model that does not exist is an error
-        models = store.models() if model is None else [model]
-        found = [alias for name in models for alias in store.aliases(name)]
+        for name in store.models() if model is None else [model]:
+            with skipped.unless_done(name):
+                found += store.aliases(name)
 
     def text() -> None:
         rows = [
@@ -266,3 +273,4 @@ def ls(
     if model is not None:
         data = schemas.Aliases(model=model, aliases=listed)
     cli.out.show(data, [f"{one.model}@{one.name}" for one in found], text)
+    skipped.tell()

@@ -8,6 +8,7 @@ import typer
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, facts, table, when
+from tierstore.cli.kit.skipped import Skipped
 from tierstore.cli.models import Message, Ref, version_fields
 from tierstore.cli.schemas import releases as schemas
 from tierstore.shown import time_text
@@ -61,7 +62,10 @@ def ls(
         typer.Argument(metavar="NAME", help="List the releases of this name.", show_default=False),
     ] = None,
 ) -> None:
-    """List the names of releases, or the releases of one."""
+    """List the names of releases, or the releases of one.
+
+    A name that cannot be read is skipped, and the command says so at its end.
+    """
     with cli.open() as store:
         if name is None:
             _ls_names(cli, store)
@@ -78,18 +82,21 @@ def show(cli: Cli, ref: Ref) -> None:
 
 
 def _ls_names(cli: Cli, store: Store) -> None:
-    found = []
-    for name in store.releases.names():
-        latest = _release_json(store, store.releases.get(name))
-        aliases = {alias.name: alias.version.number for alias in store.aliases(name)}
-        found.append(
-            schemas.ListedRelease(
-                name=name,
-                releases=store._names.count(name),
-                latest=latest,
-                aliases=aliases,
+    found, skipped = list[schemas.ListedRelease](), Skipped()
+    for name in store.models():
+        with skipped.unless_done(name):
+            if not store.versions(name, limit=1)[0].is_release:
+                continue
+            latest = _release_json(store, store.releases.get(name))
+            aliases = {alias.name: alias.version.number for alias in store.aliases(name)}
+            found.append(
+                schemas.ListedRelease(
+                    name=name,
+                    releases=store._names.count(name),
+                    latest=latest,
+                    aliases=aliases,
+                )
             )
-        )
 
     def text() -> None:
         columns = [
@@ -115,6 +122,7 @@ def _ls_names(cli: Cli, store: Store) -> None:
             print("no releases; 'tierstore release create NAME REF...' makes one")
 
     cli.out.show(schemas.ReleaseNames(names=found), [one.name for one in found], text)
+    skipped.tell()
 
 
 def _ls_releases(cli: Cli, store: Store, name: str) -> None:

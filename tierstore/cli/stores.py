@@ -27,8 +27,11 @@ from tierstore.cli.tierargs import (
     first_tiers,
     tier_json,
 )
+from tierstore.errors import Damaged, TierstoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tierstore.modelstore.care.check_report import CheckReport
     from tierstore.modelstore.care.compare import Usage
 
@@ -108,12 +111,26 @@ def du(
         typer.Argument(metavar="MODEL", help="Show only this model.", show_default=False),
     ] = None,
 ) -> None:
-    """Show stored sizes, and how much dedup, codecs and deltas save."""
+    """Show stored sizes, and how much dedup, codecs and deltas save.
+
+    A version that cannot be read is left out, and the command says so at its end.
+    """
     with cli.open() as store, cli.progress("adding up"):
         usage = store.usage(model)
         last = last_gc(store) if model is None else None
     data = du_json(usage, last)
     cli.out.show(data, [str(data.stored_bytes)], lambda: print_usage(data))
+    if usage.left_out:
+        raise _left_out(usage.left_out)
+
+
+def _left_out(errors: Mapping[str, TierstoreError]) -> TierstoreError:
+    """Return an error of the gravest kind that says what could not be counted, and why."""
+    gravest = min(errors.values(), key=lambda error: not isinstance(error, Damaged))
+    shown = list(errors.items())[:MANY]
+    more = [f"and {len(errors) - MANY} more, which --json lists"] if len(errors) > MANY else []
+    why = "; ".join([*(f"{name}: {error}" for name, error in shown), *more])
+    return type(gravest)(f"not counted, as it cannot be read: {why}")
 
 
 def du_json(usage: Usage, last: schemas.LastGc | None = None) -> schemas.Du:
@@ -134,6 +151,9 @@ def du_json(usage: Usage, last: schemas.LastGc | None = None) -> schemas.Du:
         header_bytes=usage.unique - frames - usage.codec_saved - usage.delta_saved,
         overhead_bytes=usage.overhead,
         last_gc=last,
+        left_out=[
+            schemas.LeftOut(name=name, why=str(error)) for name, error in usage.left_out.items()
+        ],
     )
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from tierstore.arguments import as_message
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import NotFound, UsageError
+from tierstore.errors import OF_ONE, NotFound, TierstoreError, UsageError
 from tierstore.format.checks import digest_of
 from tierstore.format.manifest import LineageEntry
 from tierstore.format.reflog import RefEntry
@@ -1077,11 +1077,14 @@ class Store:
     def usage(self, model: str | None = None) -> Usage:
         """Add up logical, unique and stored bytes, and what dedup, codecs and deltas saved.
 
+        What cannot be read is left out, and named in ``left_out``.
+
         Args:
             model: The model to look at; all by default.
 
         Raises:
             NotFound: There is no such model.
+            Damaged: The versions of this model are not known.
 
         Examples:
             >>> store = tierstore.init("store")
@@ -1091,11 +1094,19 @@ class Store:
             >>> usage.versions, usage.dedup_saved
             (2, 4072)
         """
-        names = self.models() if model is None else [check_name("model", model)]
-        every = {name: [*self.versions(name), *self.all_variants(name)] for name in names}
         from tierstore.modelstore.care.compare import measure
 
-        return measure(self._parts.home, every)
+        names = self.models() if model is None else [check_name("model", model)]
+        every, unknown = dict[str, list[Version]](), dict[str, TierstoreError]()
+        for name in names:
+            try:
+                every[name] = [*self.versions(name), *self.all_variants(name)]
+            except OF_ONE as error:
+                if model is not None:
+                    raise
+                unknown[name] = error
+        found = measure(self._parts.home, every)
+        return replace(found, left_out={**unknown, **found.left_out})
 
     def check(
         self,

@@ -273,6 +273,13 @@ class LastGc(Schema):
     removed_bytes: int
 
 
+class LeftOut(Schema):
+    """A version that cannot be read, or a model of which nobody knows the versions."""
+
+    name: str
+    why: str
+
+
 class Du(Schema):
     """The bytes that versions are made of, and what is saved; ``versions`` counts variants too.
 
@@ -280,7 +287,8 @@ class Du(Schema):
     ``logical - dedup_saved``. ``header`` is the headers of safetensors files, which manifests hold.
     ``stored`` is the encoded chunks. The packs that hold them have ``pack_bytes``, of which
     ``overhead`` is footers and chunks that only other versions need. ``last_gc`` is of the whole
-    store, and null with a model, or where no garbage was collected yet.
+    store, and null with a model, or where no garbage was collected yet. What is in ``left_out``
+    counts nowhere.
     """
 
     models: int
@@ -296,6 +304,7 @@ class Du(Schema):
     delta_saved_bytes: int
     header_bytes: int
     overhead_bytes: int
+    left_out: list[LeftOut]
     last_gc: LastGc | None = None
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tierstore.codecs import DELTA
-from tierstore.errors import NotFound
+from tierstore.errors import OF_ONE, Damaged, NotFound, TierstoreError
 from tierstore.format.manifest import Manifest, named_tensors
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest, split_digests
@@ -247,6 +246,8 @@ class Usage:
         overhead: Bytes of the packs that hold no frame of these versions.
         packs: Number of packs.
         chunks: Number of distinct chunks.
+        left_out: What is counted nowhere, as it cannot be read: versions, and models of which
+            nobody knows the versions, each with the error.
     """
 
     models: int
@@ -260,6 +261,7 @@ class Usage:
     overhead: int
     packs: int
     chunks: int
+    left_out: Mapping[str, TierstoreError] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (
@@ -279,49 +281,81 @@ class Usage:
             ("saved by codecs", size(self.codec_saved)),
             ("saved by deltas", size(self.delta_saved)),
             ("overhead", size(self.overhead)),
+            *([("left out", ", ".join(self.left_out))] if self.left_out else []),
         ]
         return html_facts("What the store's bytes are made of", facts)
 
 
+class _Contents:
+    """The content of versions, each manifest once.
+
+    Attributes:
+        headers: Bytes of the headers of their files.
+        own: The digests of their chunks.
+        places: Where these are, and the bases of deltas, by digest.
+        sizes: The bytes of the packs that their layouts name, by id.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._seen: set[Digest] = set()
+        self.headers = 0
+        self.own: set[bytes] = set()
+        self.places: dict[bytes, ChunkPlace] = {}
+        self.sizes: dict[bytes, int] = {}
+
+    def add(self, digest: Digest) -> int:
+        """Add a version, all or nothing of it; return the bytes of its files.
+
+        Raises:
+            Damaged, NotFound, UnsupportedFormat: Something of it cannot be read.
+        """
+        chain, full = readable_chain(self._home, digest)
+        patches = dict(zip(chain.patches, patch_manifests(self._home, chain.patches), strict=True))
+        every = {chain.full: full, digest: chain.top, **patches}
+        new = [(one, manifest) for one, manifest in every.items() if one not in self._seen]
+        for (one, manifest), table in zip(new, tables_of(self._home, new), strict=True):
+            self._seen.add(one)
+            self.headers += sum(len(file.header) for file in manifest.files)
+            self.own.update(chunks_of(manifest))
+            self.sizes.update(zip(table.pack_ids, table.pack_sizes, strict=True))
+            for place in table:
+                self.places.setdefault(place.digest, place)
+        return sum(file.size for file in full.files)
+
+
 def measure(home: Home, versions: Mapping[str, Sequence[Version]]) -> Usage:
     """Add up the bytes of these versions; one that was published twice counts twice."""
-    logical = headers = 0
-    places: dict[bytes, ChunkPlace] = {}
-    sizes: dict[bytes, int] = {}
-    own: set[bytes] = set()
-    times = Counter(version.digest for every in versions.values() for version in every)
-    seen: set[Digest] = set()
-    for digest, count in times.items():
-        chain, full = readable_chain(home, digest)
-        logical += count * sum(file.size for file in full.files)
-        patches = dict(zip(chain.patches, patch_manifests(home, chain.patches), strict=True))
-        for one, manifest in {chain.full: full, digest: chain.top, **patches}.items():
-            if one in seen:
-                continue
-            seen.add(one)
-            (table,) = tables_of(home, [(one, manifest)])
-            headers += sum(len(file.header) for file in manifest.files)
-            own.update(chunks_of(manifest))
-            sizes.update(zip(table.pack_ids, table.pack_sizes, strict=True))
-            for place in table:
-                places.setdefault(place.digest, place)
-    used = {place.pack for place in places.values()}
-    stored = sum(sizes[pack] for pack in used)
+    logical = 0
+    found, left_out = _Contents(home), dict[str, TierstoreError]()
+    by_digest: dict[Digest, list[Version]] = {}
+    for version in (one for every in versions.values() for one in every):
+        by_digest.setdefault(version.digest, []).append(version)
+    for digest, same in by_digest.items():
+        try:
+            logical += len(same) * found.add(digest)
+        except OF_ONE as error:
+            # of a version that is there: what of it is missing is damage
+            why = Damaged(str(error)) if isinstance(error, NotFound) else error
+            left_out |= dict.fromkeys(map(str, same), why)
+    used = {place.pack for place in found.places.values()}
+    stored = sum(found.sizes[pack] for pack in used)
     saved = {True: 0, False: 0}
-    for chunk, place in places.items():
-        mine = chunk in own
+    for chunk, place in found.places.items():
+        mine = chunk in found.own
         saved[place.codec == DELTA or not mine] += mine * place.plain_bytes - place.frame_bytes
-    unique = headers + sum(places[chunk].plain_bytes for chunk in own)
+    unique = found.headers + sum(found.places[chunk].plain_bytes for chunk in found.own)
     return Usage(
         models=len(versions),
-        versions=sum(times.values()),
+        versions=sum(map(len, by_digest.values())) - len(left_out),
         logical=logical,
         unique=unique,
         stored=stored,
         dedup_saved=logical - unique,
         codec_saved=saved[False],
         delta_saved=saved[True],
-        overhead=stored - sum(place.frame_bytes for place in places.values()),
+        overhead=stored - sum(place.frame_bytes for place in found.places.values()),
         packs=len(used),
-        chunks=len(own),
+        chunks=len(found.own),
+        left_out=left_out,
     )
