@@ -5428,6 +5428,22 @@ _REMOVAL = (
         ("integration/test_relied_on.py::test_what_patches_give_is_compared_with_the_fold",),
     ),
     Mutation(
+        "manifests-of-others-one-at-a-time",
+        "CHANGELOG: A save under a new name holds one manifest of another model at a time.",
+        "modelstore/saving/base_selection.py",
+        "parsing = threading.Lock()",
+        "parsing = threading.Semaphore(8)",
+        ("integration/test_deltas.py::test_one_manifest_of_another_name_is_held_at_a_time",),
+    ),
+    Mutation(
+        "du-by-the-place-seen-first",
+        "Usage: each distinct chunk counts once, as a chunk of its own if it is one anywhere.",
+        "modelstore/care/distinct.py",
+        'found["own"] = np.logical_or.reduceat(rows["own"], starts)',
+        "pass",
+        ("unit/test_care_distinct.py::test_sums_are_those_of_the_places_that_were_seen_first",),
+    ),
+    Mutation(
         "base-that-is-removed",
         "CHANGELOG: A save takes no removed version as the base of its deltas.",
         "modelstore/saving/base_selection.py",

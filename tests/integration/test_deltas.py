@@ -20,7 +20,10 @@ from tierstore.codecs.base import WORD_TYPES
 from tierstore.errors import Damaged, NotFound, UsageError
 from tierstore.format.dtypes import DTYPES
 from tierstore.format.keys import pack_key, version_key
+from tierstore.format.manifest import Manifest, parse_manifest
+from tierstore.ids import Buffer, Digest
 from tierstore.modelstore.home.heads import Heads
+from tierstore.modelstore.saving import base_selection
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import SaveStats, Version
 from tierstore.testing.faulty import Fault, FaultyStore
@@ -151,6 +154,30 @@ def test_a_model_of_another_name_finds_its_base(store: Store, prefix: str) -> No
     saved = stats(store.save("my-own", second))
     assert (saved.base, saved.full_bytes) == ("base@1", 0)
     equal(store.load("my-own").load(), second)
+
+
+def test_one_manifest_of_another_name_is_held_at_a_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read at the same time, and one may take 100 MB once it is parsed."""
+    for number in range(3):
+        store.save(f"other-{number}", {"w": weights(16, seed=number)}, base=None)
+    gate, at_once, parse = threading.Lock(), threading.Event(), parse_manifest
+
+    def parsed(data: Buffer, digest: Digest, name: str) -> Manifest:
+        is_alone = gate.acquire(blocking=False)
+        if not is_alone:
+            at_once.set()
+        try:
+            at_once.wait(0.05)
+            return parse(data, digest, name)
+        finally:
+            if is_alone:
+                gate.release()
+
+    monkeypatch.setattr(base_selection, "parse_manifest", parsed)
+    store.save("m", {"w": weights(16, seed=9)})
+    assert not at_once.is_set()
 
 
 def test_an_embedding_of_another_name_with_a_row_more_finds_its_base(store: Store) -> None:

@@ -182,6 +182,18 @@ class ChunkTable:
             self._where = {digest: row for row, digest in enumerate(every)}
         return self._where
 
+    def sizes(self) -> "npt.NDArray[np.int64]":
+        """Return what is known of each chunk: a column for each row.
+
+        It has the number of the pack, the lengths of the frame and of the chunk, and the codec.
+        """
+        codecs = np.frombuffer(self._columns.codecs, "u1")
+        return np.stack([*self._rows[[0, 2, 4]], codecs])
+
+    def digests_by_row(self) -> bytes:
+        """Return the digests of all chunks end to end, row by row."""
+        return self._columns.digests
+
     def spans(self) -> "npt.NDArray[np.int64]":
         """Return where the frames lie: a column for each row.
 

@@ -11,6 +11,7 @@ from tierstore.errors import OF_ONE, Damaged, NotFound, TierstoreError
 from tierstore.format.manifest import Manifest, named_tensors
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest, split_digests
+from tierstore.modelstore.care.distinct import DistinctChunks
 from tierstore.modelstore.home.chain import (
     Chain,
     chain_table,
@@ -286,65 +287,59 @@ class Usage:
         return html_facts("What the store's bytes are made of", facts)
 
 
-class _Contents:
-    """The content of versions, each manifest once.
+@dataclass(slots=True)
+class _Added:
+    """What the manifests of versions add up to; each counts once.
 
     Attributes:
-        headers: Bytes of the headers of their files.
-        own: The digests of their chunks.
-        places: Where these are, and the bases of deltas, by digest.
-        sizes: The bytes of the packs that their layouts name, by id.
+        headers: Bytes of the headers of files.
+        chunks: The chunks.
+        pack_bytes: The sizes of packs, by id.
     """
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
-        self._seen: set[Digest] = set()
-        self.headers = 0
-        self.own: set[bytes] = set()
-        self.places: dict[bytes, ChunkPlace] = {}
-        self.sizes: dict[bytes, int] = {}
+    headers: int = 0
+    chunks: DistinctChunks = field(default_factory=DistinctChunks)
+    pack_bytes: dict[bytes, int] = field(default_factory=dict)
+    _seen: set[Digest] = field(default_factory=set)
 
-    def add(self, digest: Digest) -> int:
-        """Add a version, all or nothing of it; return the bytes of its files.
+    def add(self, home: Home, digest: Digest) -> int:
+        """Take in all manifests that a version is read by; return the bytes of its files.
+
+        Nothing of them stays in memory: one of 100,000 tensors takes 200 MB with its layout. If one
+        of them cannot be read, nothing of the version counts.
 
         Raises:
             Damaged, NotFound, UnsupportedFormat: Something of it cannot be read.
         """
-        chain, full = readable_chain(self._home, digest)
-        patches = dict(zip(chain.patches, patch_manifests(self._home, chain.patches), strict=True))
+        chain, full = readable_chain(home, digest)
+        patches = dict(zip(chain.patches, patch_manifests(home, chain.patches), strict=True))
         every = {chain.full: full, digest: chain.top, **patches}
         new = [(one, manifest) for one, manifest in every.items() if one not in self._seen]
-        for (one, manifest), table in zip(new, tables_of(self._home, new), strict=True):
+        for (one, manifest), table in zip(new, list(tables_of(home, new)), strict=True):
             self._seen.add(one)
             self.headers += sum(len(file.header) for file in manifest.files)
-            self.own.update(chunks_of(manifest))
-            self.sizes.update(zip(table.pack_ids, table.pack_sizes, strict=True))
-            for place in table:
-                self.places.setdefault(place.digest, place)
+            self.chunks.add(table, set(chunks_of(manifest)))
+            self.pack_bytes.update(zip(table.pack_ids, table.pack_sizes, strict=True))
         return sum(file.size for file in full.files)
 
 
 def measure(home: Home, versions: Mapping[str, Sequence[Version]]) -> Usage:
     """Add up the bytes of these versions; one that was published twice counts twice."""
     logical = 0
-    found, left_out = _Contents(home), dict[str, TierstoreError]()
+    added, left_out = _Added(), dict[str, TierstoreError]()
     by_digest: dict[Digest, list[Version]] = {}
     for version in (one for every in versions.values() for one in every):
         by_digest.setdefault(version.digest, []).append(version)
     for digest, same in by_digest.items():
         try:
-            logical += len(same) * found.add(digest)
+            logical += len(same) * added.add(home, digest)
         except OF_ONE as error:
             # of a version that is there: what of it is missing is damage
             why = Damaged(str(error)) if isinstance(error, NotFound) else error
             left_out |= dict.fromkeys(map(str, same), why)
-    used = {place.pack for place in found.places.values()}
-    stored = sum(found.sizes[pack] for pack in used)
-    saved = {True: 0, False: 0}
-    for chunk, place in found.places.items():
-        mine = chunk in found.own
-        saved[place.codec == DELTA or not mine] += mine * place.plain_bytes - place.frame_bytes
-    unique = found.headers + sum(found.places[chunk].plain_bytes for chunk in found.own)
+    sums = added.chunks.sums()
+    stored = sum(added.pack_bytes[pack] for pack in sums.packs)
+    unique = added.headers + sums.plain_bytes
     return Usage(
         models=len(versions),
         versions=sum(map(len, by_digest.values())) - len(left_out),
@@ -352,10 +347,10 @@ def measure(home: Home, versions: Mapping[str, Sequence[Version]]) -> Usage:
         unique=unique,
         stored=stored,
         dedup_saved=logical - unique,
-        codec_saved=saved[False],
-        delta_saved=saved[True],
-        overhead=stored - sum(place.frame_bytes for place in found.places.values()),
-        packs=len(used),
-        chunks=len(found.own),
+        codec_saved=sums.codec_saved,
+        delta_saved=sums.delta_saved,
+        overhead=stored - sums.frame_bytes,
+        packs=len(sums.packs),
+        chunks=sums.chunks,
         left_out=left_out,
     )

@@ -12,7 +12,14 @@ from heapq import nlargest
 from itertools import takewhile
 
 from tierstore.errors import NotFound, TierstoreError
-from tierstore.format.manifest import Manifest, TensorEntry, named_tensors
+from tierstore.format.keys import version_key
+from tierstore.format.manifest import (
+    Manifest,
+    TensorEntry,
+    named_tensors,
+    parse_manifest,
+    patch_info,
+)
 from tierstore.format.reflog import RefEntry
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest
@@ -240,12 +247,20 @@ class BaseFinder:
                 version = self._newest(model)
                 if version is None:
                     return None
-                found = matches(wanted, bottom_manifest(self._home, version.digest))
+                key = version_key(version.digest)
+                sealed = self._home.blobs.get(key)
+                with parsing:
+                    manifest = parse_manifest(sealed, version.digest, f"manifest {key}")
+                    if patch_info(manifest) is not None:
+                        manifest = bottom_manifest(self._home, version.digest)
+                    found = matches(wanted, manifest)
+                    del manifest  # before the next one is parsed
             except TierstoreError as error:  # its damage is nothing to this save
                 _log.info("%s is not looked at as a base: %s", model, error)
                 return None
             return sum(size for key, size in sizes.items() if key in found), version
 
+        parsing = threading.Lock()  # one of 100,000 tensors takes 100 MB, and threads gain nothing
         sizes = {one.key: one.nbytes for one in wanted}
         models = self._models or self._all_others()
         near = nlargest(_MODELS, models, self._common_prefix)
