@@ -7747,6 +7747,9 @@ _CONDEMNED_MANIFESTS = (
 )
 
 _RECORDS = "integration/test_purge_records.py"
+_SLEEPER = (
+    "integration/test_purge_carrying.py::test_what_a_sleeper_writes_over_is_put_together_again"
+)
 _PURGE = (
     Mutation(
         "purge-gives-up-caches-that-an-agent-uses",
@@ -8100,6 +8103,38 @@ _PURGE = (
         "            self._lease.check()\n",
         "            pass\n",
         ("integration/test_purge_carrying.py::test_who_has_lost_the_right_writes_over_no_order",),
+    ),
+    Mutation(
+        "purge-without-its-parts",
+        "SPEC 10.3: What a run adds to the order or its content is written first as a part.",
+        "modelstore/reclaim/purge/carrying.py",
+        "            name = self._orders.add_part(part)\n",
+        "            name = one.order.id\n",
+        (_SLEEPER,),
+    ),
+    Mutation(
+        "purge-done-without-a-part",
+        "SPEC 10.3: A purge whose order lacks a part that is there is not done.",
+        "modelstore/reclaim/purge/purging.py",
+        "            if parts.get(name, set()) - set(order.parts or ()):\n",
+        "            if False:\n",
+        (_SLEEPER,),
+    ),
+    Mutation(
+        "purge-content-of-another-writer",
+        "SPEC 10.3: Who goes on takes in all parts where the content's `sweep` is not the order's.",
+        "modelstore/reclaim/purge/carrying.py",
+        "set(order.parts or ()) if is_of_one else there\n",
+        "set(order.parts or ())\n",
+        (_SLEEPER,),
+    ),
+    Mutation(
+        "purge-counted-twice-behind-an-older-client",
+        "SPEC 10.3: Of an order without `parts` the greater of what it and its parts count holds.",
+        "modelstore/reclaim/purge/record.py",
+        "            self.note(rewritten_bytes=0, kept_bytes={})\n",
+        "            pass\n",
+        ("integration/test_purge_carrying.py::test_what_runs_rewrote_is_counted_once_each",),
     ),
     Mutation(
         "purge-counted-alike-by-two",

@@ -21,7 +21,8 @@ FOLDERS = [
     "layouts/", "folds/", "moves/", "index/", "packs/", "packs/00/", "leases/", "gc/",
     "condemned/", "probes/", "reports/", "reports/m/", "quarantine/", "retention/",
     "retention/models/", "sweeps/", "scrubs/", "growth/", "purges/", "purged/", "acks/", "acks/x/",
-    "nodes/", "nodes/x/", "reserve/", "tiers/", "pins/", "heat/", "movers/", "keys/", "zzz/",
+    "purgeparts/", "nodes/", "nodes/x/", "reserve/", "tiers/", "pins/", "heat/", "movers/", "keys/",
+    "zzz/",
 ]  # fmt: skip
 
 

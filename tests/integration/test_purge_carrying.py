@@ -22,14 +22,19 @@ from tierstore.format.condemned import parse_segment
 from tierstore.format.keys import (
     CONDEMNED,
     INDEX,
+    LAYOUTS,
     LEASES,
     PACKS,
+    PURGE_PARTS,
     PURGED,
     PURGES,
     SWEEPS,
+    VERSIONS,
     pack_key,
 )
 from tierstore.format.purge import PurgedPack, PurgeOrder
+from tierstore.format.sealed import Kind, seal_body, unseal_body
+from tierstore.format.tiers import MoverLease
 from tierstore.modelstore.home.footers import list_packs, read_chunks
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.names.removalprotocol import purge_lost
@@ -39,9 +44,11 @@ from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.holdings import Holdings, read_holdings
 from tierstore.modelstore.reclaim.purge import carrying, orders, purging
 from tierstore.modelstore.reclaim.purge.carrying import Carrying
+from tierstore.modelstore.reclaim.purge.content import Content
 from tierstore.modelstore.reclaim.purge.frames import Frames
 from tierstore.modelstore.reclaim.purge.orders import Orders
 from tierstore.modelstore.reclaim.purge.purging import Purges
+from tierstore.modelstore.reclaim.purge.receipt import PurgeReceipt
 from tierstore.modelstore.reclaim.removal import Removing
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version
@@ -636,6 +643,112 @@ def test_who_has_lost_the_right_writes_over_no_order(
     with pytest.raises(Conflict, match="taken over"):
         carry(store, order, passes=1)
     assert [Orders(blobs).get(order.id)] == after
+
+
+def unfinished(blobs: MemoryStore, cache: Path) -> set[bytes]:
+    """Leave what a save leaves that ended before its entry; return its chunks."""
+    beside = copied(blobs)
+    with opened(beside, cache) as other:
+        version = other.save("x", {"w": noise(7)}, base=None)
+        digests = set(other._parts.home.manifest_chunks(version.digest).digests)
+    for prefix in (PACKS, VERSIONS, LAYOUTS):
+        for info in beside.list(prefix):
+            blobs.put_if_absent(info.key, beside.get(info.key))
+    return digests
+
+
+def end_collection(blobs: MemoryStore) -> None:
+    """Let the right of whoever collects be over, as it is a minute after it was last renewed."""
+    for info in list(blobs.list(SWEEPS)):
+        held = unseal_body(Kind.MOVER, blobs.get(info.key), MoverLease, info.key)
+        blobs.put(info.key, seal_body(Kind.MOVER, msgspec.structs.replace(held, done=True)))
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_a_sleeper_writes_over_is_put_together_again(
+    store: Store,
+    blobs: MemoryStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed: bool,
+) -> None:
+    """It had the right as it looked; another one finds more meanwhile, ends, and is answered."""
+    order, put = give(store, 1), blobs.put
+    said: list[PurgeReceipt] = []
+
+    def slow(key: str, data: bytes) -> None:
+        if key == PURGED + order.id:
+            monkeypatch.undo()
+            said.append(meanwhile())
+            put(key, data)
+            if killed:
+                raise KeyboardInterrupt
+        put(key, data)
+
+    def meanwhile() -> PurgeReceipt:
+        end_collection(blobs)
+        more.update(unfinished(blobs, tmp_path / "x"))
+        with opened(blobs, tmp_path / "other") as other:
+            purges_of(other).run()
+            return purges_of(other).receipt("m@1")
+
+    more = set[bytes]()
+    monkeypatch.setattr(blobs, "put", slow)
+    with pytest.raises(KeyboardInterrupt if killed else Conflict):
+        carry(store, order, passes=1)
+    [before] = said
+    assert before.is_complete
+    assert before.deleted_objects
+    with opened(blobs, tmp_path / "other") as other:
+        now = purges_of(other).receipt("m@1")
+        # the order says that all was answered that there was, and was not written over
+        assert now.is_complete == killed
+        assert killed or "a process that slept" in now.waits[-1]
+        purges_of(other).run()
+        after = purges_of(other).receipt("m@1")
+    assert after.is_complete
+    assert (after.chunks, after.tiers) == (before.chunks, before.tiers)
+    assert after.deleted_objects == before.deleted_objects
+    content = Orders(blobs).content(order.id)
+    assert content is not None
+    assert more <= Content.read(content).gone
+
+
+def test_what_runs_rewrote_is_counted_once_each(store: Store, blobs: MemoryStore) -> None:
+    """Whoever wrote the order last, and also by one who knows no parts."""
+    [order] = carry(store, give(store, 1), passes=1)
+    names = Orders(blobs).part_names()[order.id]
+    [part] = [one for one in Orders(blobs).parts(order.id, names).values() if one.rewritten_bytes]
+    assert order.rewritten_bytes == part.rewritten_bytes > 0
+    stale = msgspec.structs.replace(order, rewritten_bytes=0, objects=[], packs=[])
+    for parts, counted in (([], 0), (None, 0), (None, part.rewritten_bytes)):
+        Orders(blobs).put(
+            msgspec.structs.replace(stale, parts=parts, rewritten_bytes=counted, done=False)
+        )
+        [after] = carry(store, order, passes=1)
+        assert after.rewritten_bytes == part.rewritten_bytes
+        assert after.objects == order.objects != []
+        assert after.packs == order.packs != []
+
+
+def test_a_damaged_part_of_what_runs_found(store: Store, blobs: MemoryStore) -> None:
+    """What the order counts is not lost with it; else the purge is not done before a repair."""
+    [order] = carry(store, give(store, 1), passes=1)
+    keys = [info.key for info in blobs.list(PURGE_PARTS)]
+    first, last = keys[0], keys[-1]
+    damaged(blobs, first)
+    assert [one.key for one in store.check().findings if one.severity == "damage"] == [first]
+    found = {one.key: one.outcome for one in store.repair().objects}
+    assert found == {first: "repaired"}
+    Orders(blobs).put(msgspec.structs.replace(order, parts=[]))
+    damaged(blobs, last)
+    [after] = purges_of(store).run()
+    assert not after.is_done
+    assert any("1 part of what was found of it cannot be read" in why for why in after.waits)
+    found = {one.key: one.outcome for one in store.repair().objects}
+    assert found == {last: "lost"}
+    [after] = purges_of(store).run()
+    assert after.is_done
 
 
 def test_no_two_runs_count_alike(store: Store, blobs: MemoryStore, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from tierstore.format.purge import (
     PurgedContent,
     PurgedPack,
     PurgeOrder,
+    PurgePart,
     SharedChunks,
 )
 from tierstore.format.reflog import Hint, Lease, RefEntry, Report, Rollout, parse_entry
@@ -93,6 +94,10 @@ BODIES: dict[Kind, Body] = {
     Kind.ACKNOWLEDGEMENT: Acknowledgement(
         id=HEX16, node="n", place=HEX16, who="me", sweep=1, time_us=7,
         dropped={"hot": 3}, failed={"r": "no"},
+    ),
+    Kind.PURGE_PART: PurgePart(
+        id=HEX16, manifests=bytes(32), digests=bytes(32), deltas=bytes(48), objects=["layouts/x"],
+        packs=[PurgedPack(pack=HEX32, tier="home", bytes=7)], kept_bytes={"home": 7},
     ),
     Kind.NODE: NodeNote(node="n", place=HEX16, who="me", tool="tierstore 1", time_us=7),
     Kind.RETENTION: Retention(

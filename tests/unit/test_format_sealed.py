@@ -37,7 +37,7 @@ KINDS = {
     "HINT": 8, "CONDEMNED": 9, "TIERS": 10, "PIN": 11, "HEAT": 12, "MOVER": 13, "REPORT": 14,
     "QUARANTINE": 15, "CONDEMNED_LIST": 16, "CONDEMNED_SEGMENT": 17,
     "RETENTION": 18, "COLLECTED": 19, "GROWTH": 20,
-    "PURGE": 21, "PURGED": 22, "ACKNOWLEDGEMENT": 23, "NODE": 24,
+    "PURGE": 21, "PURGED": 22, "ACKNOWLEDGEMENT": 23, "NODE": 24, "PURGE_PART": 25,
 }  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def test_kinds_and_their_limits() -> None:
     limits = {kind.value: max_plain_bytes(kind) for kind in Kind}
     small = {4, 5, 6, 7, 8, 10, 11, 13, 14, 18, 20, 23, 24}
     large = dict.fromkeys((9, 12, 15, 16, 17, 19, 21), 64 * MIB)
-    assert limits == dict.fromkeys((1, 2, 3, 22), 512 * MIB) | dict.fromkeys(small, MIB) | large
+    assert limits == dict.fromkeys((1, 2, 3, 22, 25), 512 * MIB) | dict.fromkeys(small, MIB) | large
 
 
 @pytest.mark.parametrize("kind", list(Kind))

@@ -17,6 +17,7 @@ PROBES, REPORTS, QUARANTINE, CONDEMNED = "probes/", "reports/", "quarantine/", "
 RETENTION, SWEEPS, SCRUBS = "retention/", "sweeps/", "scrubs/"
 COLLECTED, GROWTH = "collected", "growth/"
 PURGES, PURGED, ACKS, NODES = "purges/", "purged/", "acks/", "nodes/"
+PURGE_PARTS = "purgeparts/"
 RESERVE = "reserve/collector"
 VERSION_LOG, REMOVED_LOG = "versions", "removed"
 ALIASES = "alias/"
@@ -24,6 +25,7 @@ VARIANTS = "variant/"
 HEAD = "HEAD"
 _MAX_SEGMENT = 240
 _PACK = re.compile(r"[0-9a-f]{64}\Z")
+_PURGE_PART = re.compile(r"purgeparts/([0-9a-f]{32})/([0-9a-f]{32})\Z")
 _MOVE = re.compile(r"moves/([0-9a-f]{64})(-[1-9][0-9]*)?\Z")
 
 
@@ -68,6 +70,17 @@ def moved_pack(key: str) -> bytes | None:
 def quarantine_key(pack: bytes) -> str:
     """Return the key of the mark that says that a pack is damaged."""
     return QUARANTINE + pack.hex()
+
+
+def purge_part_key(order: str, name: str) -> str:
+    """Return the key of a part of what runs found for a purge, by the ids of both."""
+    return f"{PURGE_PARTS}{order}/{name}"
+
+
+def purge_part_of(key: str) -> tuple[str, str] | None:
+    """Return the ids of the order and of the part that lies under a key; ``None`` if none does."""
+    match = _PURGE_PART.match(key)
+    return (match[1], match[2]) if match else None
 
 
 def list_key(seq: int) -> str:

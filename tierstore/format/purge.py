@@ -81,6 +81,8 @@ class PurgeOrder(Body, frozen=True, kw_only=True):
         unread: How many packs of archives, or damaged ones, nobody knows the chunks of.
         down: Why tiers could not be asked, by name.
         waits: Whom it waits for.
+        parts: The names of the parts that it counts, rising; ``None`` in one that was written by
+            who knows no parts, and may have counted any.
     """
 
     id: Hex32
@@ -110,6 +112,7 @@ class PurgeOrder(Body, frozen=True, kw_only=True):
     unread: Count = 0
     down: dict[str, str] = msgspec.field(default_factory=dict)
     waits: list[str] = msgspec.field(default_factory=list)
+    parts: list[Hex32] | None = None
 
 
 class PurgedContent(Body, frozen=True, kw_only=True):
@@ -134,17 +137,47 @@ class PurgedContent(Body, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Raise ``Broken`` unless the digests rise, and there is a bit for each chunk."""
-        digests = split_digests(self.digests)
-        if len(self.digests) % DIGEST_BYTES or len(self.kept) != -(-len(digests) // 8):
+        if len(self.kept) != -(-(len(self.digests) // DIGEST_BYTES) // 8):
             raise Broken("its chunks and their bits are not as many")
-        manifests = split_digests(self.manifests)
-        if len(self.manifests) % DIGEST_BYTES:
-            raise Broken("its manifests are not whole")
-        for column in (digests, manifests):
-            if any(low >= high for low, high in itertools.pairwise(column)):
-                raise Broken("its digests do not rise")
-        if len(self.deltas) % DELTA_BYTES:
-            raise Broken("its deltas are not whole")
+        _check_columns(self.manifests, self.digests, self.deltas)
+
+
+class PurgePart(Body, frozen=True, kw_only=True):
+    """What one run found or did for an order that its record did not have; never written over.
+
+    Attributes:
+        id: The order's.
+        manifests: The digests of manifests that were found, 32 bytes each, rising.
+        digests: Those of chunks that were found, or that nobody needs any more, likewise.
+        deltas: The keys of deltas in shared tiers, 48 bytes each, rising.
+        packs: The packs that had purged frames, by tier.
+        objects: The keys of other objects that are deleted.
+        rewritten_bytes: The bytes of new packs that this run wrote.
+        kept_bytes: The bytes that this run deleted and that a tier keeps as older versions.
+    """
+
+    id: Hex32
+    manifests: bytes = b""
+    digests: bytes = b""
+    deltas: bytes = b""
+    packs: list[PurgedPack] = msgspec.field(default_factory=list)
+    objects: list[str] = msgspec.field(default_factory=list)
+    rewritten_bytes: Count = 0
+    kept_bytes: dict[str, Count] = msgspec.field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise ``Broken`` unless the digests are whole, and rise."""
+        _check_columns(self.manifests, self.digests, self.deltas)
+
+
+def _check_columns(manifests: bytes, digests: bytes, deltas: bytes) -> None:
+    for column in (manifests, digests):
+        if len(column) % DIGEST_BYTES:
+            raise Broken("its digests are not whole")
+        if any(low >= high for low, high in itertools.pairwise(split_digests(column))):
+            raise Broken("its digests do not rise")
+    if len(deltas) % DELTA_BYTES:
+        raise Broken("its deltas are not whole")
 
 
 class Acknowledgement(Body, frozen=True, kw_only=True):

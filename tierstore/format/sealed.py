@@ -50,6 +50,7 @@ class Kind(IntEnum):
     PURGED = 22
     ACKNOWLEDGEMENT = 23
     NODE = 24
+    PURGE_PART = 25
 
     @property
     def title(self) -> str:
@@ -71,12 +72,14 @@ _TITLES = {
     Kind.PURGED: "purged content",
     Kind.ACKNOWLEDGEMENT: "acknowledgement of a purge",
     Kind.NODE: "note of a node",
+    Kind.PURGE_PART: "part of what a purge found",
 }
 _LIMITS = {
     Kind.MANIFEST: 512 << 20, Kind.LAYOUT: 512 << 20, Kind.SEGMENT: 512 << 20,
     Kind.CONDEMNED: 64 << 20, Kind.HEAT: 64 << 20, Kind.QUARANTINE: 64 << 20,
     Kind.CONDEMNED_LIST: 64 << 20, Kind.CONDEMNED_SEGMENT: 64 << 20,
     Kind.COLLECTED: 64 << 20, Kind.PURGE: 64 << 20, Kind.PURGED: 512 << 20,
+    Kind.PURGE_PART: 512 << 20,
 }  # fmt: skip
 _OTHER_LIMIT = 1 << 20
 _MSGPACK = frozenset(_LIMITS) - {Kind.CONDEMNED, Kind.PURGE}

@@ -10,7 +10,7 @@ from tierstore.format.collected import Collected
 from tierstore.format.condemned import parse_list, parse_segment
 from tierstore.format.heat import parse_heat
 from tierstore.format.layout import parse_mark, parse_move
-from tierstore.format.purge import Acknowledgement, NodeNote, PurgedContent, PurgeOrder
+from tierstore.format.purge import Acknowledgement, NodeNote, PurgedContent, PurgeOrder, PurgePart
 from tierstore.format.reflog import Lease, Report
 from tierstore.format.retention import Retention
 from tierstore.format.sealed import Body, Kind, unseal_body
@@ -68,6 +68,11 @@ _NEEDED: list[tuple[str, _Parse, str]] = [
         keys.PURGED,
         _sealed(Kind.PURGED, PurgedContent),
         "nodes do not know what to drop until 'tierstore purge run' found it again",
+    ),
+    (
+        keys.PURGE_PARTS,
+        _sealed(Kind.PURGE_PART, PurgePart),
+        "what one run found or did for that purge may be missing where another one wrote over it",
     ),
     (PINS, _pin, "it pins without end"),
     (

@@ -56,6 +56,7 @@ _METADATA = {
     keys.RETENTION: "retention",
     keys.PURGES: "receipts of purges",
     keys.PURGED: "receipts of purges",
+    keys.PURGE_PARTS: "receipts of purges",
     keys.ACKS: "receipts of purges",
     keys.NODES: "notes of nodes",
     TIERS: "list of tiers",

@@ -11,13 +11,13 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
 from tierstore.errors import BackendError, Damaged, NotFound, OutOfSpace, UnsupportedFormat
 from tierstore.format.keys import REPORTS, fold_key, layout_key, segment, version_key
-from tierstore.format.purge import PurgedContent, PurgedPack, PurgeOrder
+from tierstore.format.purge import PurgedPack, PurgeOrder
 from tierstore.ids import Digest
 from tierstore.modelstore.care.rebase import Rebasing
 from tierstore.modelstore.home.home import Home
@@ -35,7 +35,8 @@ from tierstore.modelstore.reclaim.purge.content import (
 )
 from tierstore.modelstore.reclaim.purge.frames import Frames
 from tierstore.modelstore.reclaim.purge.orders import Orders
-from tierstore.modelstore.reclaim.purge.sharing import Shared, find_sharing
+from tierstore.modelstore.reclaim.purge.record import Record
+from tierstore.modelstore.reclaim.purge.sharing import find_sharing
 from tierstore.modelstore.reclaim.repack import Repacked
 from tierstore.modelstore.reclaim.report import Report
 from tierstore.shown import counted
@@ -46,37 +47,6 @@ _KEYS = (fold_key, layout_key, version_key)
 """What home has of a manifest, besides reports."""
 
 _NEEDED = frozenset({"live", "chain", "base", "window", "leased"})
-
-
-@dataclass(slots=True)
-class _One:
-    """One order while it is carried out.
-
-    Attributes:
-        order: It, with its receipt.
-        content: What was found of its content.
-        in_home: Both as they are in home; no content where that is to be written anew.
-        sharing: What others need of its chunks.
-        waits: Who needs chunks or manifests for a while only, or why nobody knows what is left.
-        unread: Manifests of which nobody knows the chunks.
-        is_touched: Whether this run found packs with purged frames.
-        was_gone: The packs, each with its tier, that were gone before this run ended.
-        has_more: Whether caches have more to drop, whatever is in ``content``.
-    """
-
-    order: PurgeOrder
-    content: Content
-    in_home: tuple[PurgeOrder, PurgedContent | None]
-    sharing: Shared = field(default_factory=Shared)
-    waits: list[str] = field(default_factory=list)
-    unread: set[bytes] = field(default_factory=set)
-    is_touched: bool = False
-    was_gone: set[tuple[str, str]] = field(default_factory=set)
-    has_more: bool = False
-
-    def note(self, **fields: object) -> None:
-        """Change fields of the order."""
-        self.order = msgspec.structs.replace(self.order, **fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +97,7 @@ class Carrying(Errand):
         self._rebasing, self._open_alone = rebasing, open_alone
         self._frames, self._is_first = frames, is_first
         self._lease: HeldLease | None = None
-        self._every: list[_One] = []
+        self._every: list[Record] = []
         self._tried: set[Digest] = set()
         self._failed: list[str] = []
         self._doomed: Set[bytes] = frozenset()
@@ -137,17 +107,28 @@ class Carrying(Errand):
 
     def begin(self) -> None:
         """Read the orders, as the right to collect is held now."""
-        self._every = [self._read(name) for name in self._names]
+        there = self._orders.part_names()
+        self._every = [self._read(name, there.get(name, set())) for name in self._names]
 
-    def _read(self, name: str) -> _One:
-        """Return an order and its content; where that is damaged, all is to be found again."""
+    def _read(self, name: str, there: Set[str]) -> Record:
+        """Return an order and its content; where that is damaged, all is to be found again.
+
+        Parts that are there and that the order does not count were written over; all of them may
+        be, where the content is of another writer than the order.
+        """
         order = self._orders.get(name)
         try:
             stored = self._orders.content(name)
         except (Damaged, UnsupportedFormat) as error:
             _log.warning("%s: what is there is found again", error)
             stored = None
-        return _One(order, Content.read(stored), (order, stored))
+        one = Record(order, Content.read(stored), (order, stored))
+        is_of_one = stored is not None and stored.sweep == order.sweep
+        wanted = there - set(order.parts or ()) if is_of_one else there
+        parts = self._orders.parts(name, wanted)
+        one.unread_parts = len(wanted) - len(parts)
+        one.take_in(parts)
+        return one
 
     @property
     def doomed(self) -> Set[bytes]:
@@ -246,7 +227,7 @@ class Carrying(Errand):
             )
             self._write(one)
 
-    def _write(self, one: _One) -> None:
+    def _write(self, one: Record) -> None:
         """Write an order with its content, which counts what caches have to drop.
 
         What is in home already is not written again: most orders are only looked at.
@@ -255,7 +236,8 @@ class Carrying(Errand):
         deltas = self._frames.deltas(content.gone)
         content.deltas |= {place.digest + bases_of(place) for place in deltas}
         stored = content.stored(one.order.id)
-        if one.has_more or (stored != before and content.drops_more_than(Content.read(before))):
+        new = Content() if stored == before else content.beyond(Content.read(before))
+        if one.has_more or not new.is_empty:
             # random: who writes over what another one found must not give the same number
             content.sweep = max(content.sweep, one.order.sweep) + 1 + secrets.randbelow(1 << 32)
             stored, one.has_more = content.stored(one.order.id), False
@@ -264,6 +246,9 @@ class Carrying(Errand):
             return
         if self._lease is not None:  # whoever has the right by now has read it, and writes it
             self._lease.check()
+        if (part := one.new_part(new)) is not None:
+            name = self._orders.add_part(part)
+            one.note(parts=sorted({*(one.order.parts or ()), name}))
         if stored != before:
             self._orders.put_content(stored)
         if one.order != order:
@@ -289,7 +274,7 @@ class Carrying(Errand):
             self._write(one)
             self._home.blobs.delete(keys)
 
-    def _keys(self, one: _One, digest: Digest) -> list[str]:
+    def _keys(self, one: Record, digest: Digest) -> list[str]:
         """Return the keys of what is there of a manifest; the order is no matter."""
         own = [key(digest) for key in _KEYS]
         prefix = f"{REPORTS}{segment(one.order.model)}/{digest.hex}/"
@@ -316,7 +301,7 @@ class Carrying(Errand):
             self._write(one)
         self._every = []
 
-    def _conclude(self, one: _One, after: _After) -> None:
+    def _conclude(self, one: Record, after: _After) -> None:
         unread = self._frames.unknown & after.there
         # a pack is named until it is gone, or was looked into and has no such frame
         left = (self._frames.with_purged(one.content.gone) & after.there) | unread
@@ -344,23 +329,22 @@ class Carrying(Errand):
             done=done,
         )
 
-    def _count(self, one: _One, report: Report) -> None:
+    def _count(self, one: Record, report: Report) -> None:
         """Count what was written for an order by this run, and what tiers keep of what was deleted.
 
         Orders that had nothing to delete were only looked at.
         """
         if not one.is_touched:
             return
-        kept = dict(one.order.kept_bytes)
         for pack in one.order.packs:
             if (
                 pack.gone
                 and pack.tier in report.kept
                 and (pack.pack, pack.tier) not in one.was_gone
             ):
-                kept[pack.tier] = kept.get(pack.tier, 0) + pack.bytes
-        rewritten = one.order.rewritten_bytes + self._rewritten_bytes
-        one.note(kept_bytes=kept, rewritten_bytes=rewritten)
+                one.kept_bytes[pack.tier] = one.kept_bytes.get(pack.tier, 0) + pack.bytes
+        one.rewritten_bytes = self._rewritten_bytes
+        one.count(one.rewritten_bytes, one.kept_bytes)
 
     def _manifests_there(self) -> set[bytes]:
         """Return the manifests of all orders of which anything is there still."""
@@ -404,13 +388,18 @@ class Carrying(Errand):
         return f"{why} needs other chunks of it{failed}"
 
 
-def _unknown(one: _One) -> list[str]:
+def _unknown(one: Record) -> list[str]:
     """Return why nobody knows all chunks of an order."""
     found = [
         f"neither the manifest b3:{manifest.hex()} nor its layout can be read, so nobody knows "
         "its chunks: run 'tierstore repair', or restore one of them from a copy"
         for manifest in sorted(one.unread)
     ]
+    if one.unread_parts:
+        found.append(
+            f"{counted(one.unread_parts, 'part')} of what was found of it cannot be read: run "
+            "'tierstore repair'"
+        )
     if (missing := one.order.chunks - len(one.content.digests)) > 0:
         found.append(
             f"the record of its chunks was damaged, and {counted(missing, 'chunk')} of it that "

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from tierstore.errors import Damaged, InvalidName, NotFound, UnsupportedFormat
 from tierstore.format.keys import VARIANTS, VERSIONS, layout_key
 from tierstore.format.layout import parse_layout
-from tierstore.format.purge import DELTA_BYTES, PurgedContent, PurgeOrder
+from tierstore.format.purge import DELTA_BYTES, PurgedContent, PurgeOrder, PurgePart
 from tierstore.format.table import ChunkTable
 from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.home.chain import fold_of
@@ -55,10 +55,7 @@ class Content:
             manifests=set(split_digests(stored.manifests)),
             digests=set(digests),
             kept={d for at, d in enumerate(digests) if stored.kept[at // 8] >> at % 8 & 1},
-            deltas={
-                stored.deltas[at : at + DELTA_BYTES]
-                for at in range(0, len(stored.deltas), DELTA_BYTES)
-            },
+            deltas=_split_deltas(stored.deltas),
             sweep=stored.sweep,
         )
 
@@ -83,9 +80,28 @@ class Content:
             deltas=b"".join(sorted(self.deltas)),
         )
 
-    def drops_more_than(self, before: Content) -> bool:
-        """Return whether caches have more to drop than before."""
-        return not (self.gone <= before.gone and self.deltas <= before.deltas)
+    def add(self, part: PurgePart) -> None:
+        """Take in what a run has found."""
+        self.manifests.update(split_digests(part.manifests))
+        self.digests.update(split_digests(part.digests))
+        self.deltas |= _split_deltas(part.deltas)
+
+    def beyond(self, before: Content) -> Content:
+        """Return what is new since, with the chunks that nobody needs any more."""
+        return Content(
+            manifests=self.manifests - before.manifests,
+            digests=(self.digests - before.digests) | (self.gone - before.gone),
+            deltas=self.deltas - before.deltas,
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in it."""
+        return not (self.manifests or self.digests or self.deltas)
+
+
+def _split_deltas(deltas: bytes) -> set[bytes]:
+    return {deltas[at : at + DELTA_BYTES] for at in range(0, len(deltas), DELTA_BYTES)}
 
 
 def find(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,13 +16,22 @@ from tierstore.format.keys import (
     ACKS,
     GROWTH,
     NODES,
+    PURGE_PARTS,
     PURGED,
     PURGES,
     REPORTS,
+    purge_part_key,
+    purge_part_of,
     segment,
     unsegment,
 )
-from tierstore.format.purge import Acknowledgement, NodeNote, PurgedContent, PurgeOrder
+from tierstore.format.purge import (
+    Acknowledgement,
+    NodeNote,
+    PurgedContent,
+    PurgeOrder,
+    PurgePart,
+)
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.format.tiers import HEAT
 from tierstore.modelstore.home.leases import in_force
@@ -208,6 +218,35 @@ class Orders:
             return unseal_body(Kind.PURGED, self._blobs.get(key), PurgedContent, key)
         except NotFound:
             return None
+
+    def add_part(self, part: PurgePart) -> str:
+        """Write what was found or done for an order, under a name of its own; return the name.
+
+        Whoever writes the order or its content over, after a sleep, takes nothing of it away.
+        """
+        name = uuid.uuid4().hex
+        data = seal_body(Kind.PURGE_PART, part)
+        create_once(self._blobs, purge_part_key(part.id, name), data)
+        return name
+
+    def part_names(self) -> dict[str, set[str]]:
+        """Return the names of all parts, by the ids of their orders, with one LIST."""
+        found: dict[str, set[str]] = {}
+        for info in self._blobs.list(PURGE_PARTS):
+            if (ids := purge_part_of(info.key)) is not None:
+                found.setdefault(ids[0], set()).add(ids[1])
+        return found
+
+    def parts(self, name: str, wanted: Iterable[str]) -> dict[str, PurgePart]:
+        """Return parts of an order that can be read, by their names."""
+        keys = {purge_part_key(name, one): one for one in sorted(wanted)}
+        found: dict[str, PurgePart] = {}
+        for key, data in self._blobs.get_many(list(keys)).items() if keys else ():
+            try:
+                found[keys[key]] = unseal_body(Kind.PURGE_PART, data, PurgePart, key)
+            except (Damaged, UnsupportedFormat) as error:
+                _log.warning("%s", error)
+        return found
 
     def acknowledge(self, said: Acknowledgement) -> None:
         """Write what the agent of a place has dropped, over what it said before."""

@@ -8,6 +8,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import msgspec
+
 from tierstore.arguments import as_message
 from tierstore.errors import (
     Conflict,
@@ -381,10 +383,17 @@ class Purges:
         self, names: Sequence[str], waits: str | None, *, with_chunks: bool = False
     ) -> list[PurgeReceipt]:
         nodes = self._orders.nodes() if names else Nodes()
+        parts = self._orders.part_names() if names else {}
         found = []
         for name in names:
             order, said = self._orders.get(name), self._orders.acknowledgements(name)
             why = waits
+            if parts.get(name, set()) - set(order.parts or ()):
+                order = msgspec.structs.replace(order, done=False)
+                why = (
+                    "a process that slept wrote over what another one had found, which is kept "
+                    "apart: 'tierstore purge run' puts it together again"
+                )
             if not self._is_purged(order.model, order.version):
                 why = (
                     f"{order.model}@{order.version} is not purged: whoever asked for it ended "

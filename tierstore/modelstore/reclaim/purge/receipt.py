@@ -22,7 +22,7 @@ STAYS: Sequence[tuple[str, str]] = (
     ),
     ("digests of manifests", "condemned/, so that none of these names comes back"),
     ("ids of packs", "moves/, gc/ and condemned/: random numbers that nothing new may have"),
-    ("this receipt", "purges/, purged/ and acks/"),
+    ("this receipt", "purges/, purged/, purgeparts/ and acks/"),
     (
         "copies that a tier cannot delete",
         "older versions of objects and snapshots, unfinished uploads to a bucket, .tmp~ folders "

@@ -160,11 +160,14 @@ class ListRepair:
 
     def _purged(self) -> set[bytes]:
         """Return the digests of all manifests that were purged: none of them may come back."""
-        found = set[bytes]()
+        orders, found = Orders(self._home.blobs), Content()
         for name in (key.removeprefix(keys.PURGED) for key in self._objects.listed(keys.PURGED)):
             with suppress(*_Unread):  # it is found again by whoever goes on with the purge
-                found |= Content.read(Orders(self._home.blobs).content(name)).manifests
-        return found
+                found.manifests |= Content.read(orders.content(name)).manifests
+        for name, parts in orders.part_names().items():
+            for part in orders.parts(name, parts).values():
+                found.add(part)
+        return found.manifests
 
     def _candidates(self) -> Iterator[bytes]:
         """Yield the packs that are there, and those that layouts name: no others can be relied on.

@@ -22,7 +22,13 @@ from tierstore.errors import (
 from tierstore.format import keys
 from tierstore.format.collected import Collected
 from tierstore.format.heat import parse_heat
-from tierstore.format.purge import Acknowledgement, NodeNote, PurgedContent, PurgeOrder
+from tierstore.format.purge import (
+    Acknowledgement,
+    NodeNote,
+    PurgedContent,
+    PurgeOrder,
+    PurgePart,
+)
 from tierstore.format.reflog import Lease, Report
 from tierstore.format.retention import Retention
 from tierstore.format.sealed import Kind, mended, seal_body, unseal_body
@@ -35,7 +41,7 @@ from tierstore.modelstore.home.leases import TTL_S, is_lease
 from tierstore.modelstore.home.pins import holder_mark
 from tierstore.modelstore.home.refs import whoami
 from tierstore.modelstore.home.reserve import with_reserve
-from tierstore.modelstore.names.purgerecords import find_lost_records
+from tierstore.modelstore.names.purgerecords import find_lost_records, read_orders
 from tierstore.modelstore.names.removalprotocol import purge_lost
 from tierstore.modelstore.names.removed import Removals
 from tierstore.modelstore.names.rollout import HOLDER
@@ -138,14 +144,14 @@ class Objects:
 
         self.change(act, key, why, done, note, outcome)
 
-    def delete(self, one: Broken, note: str) -> None:
+    def delete(self, one: Broken, note: str, outcome: Outcome = "repaired") -> None:
         """Delete a damaged object; see ``change``."""
 
         def act() -> bool:
             self.blobs.delete([one.key])
             return True
 
-        self.change(act, one.key, one.why, "deleted", note)
+        self.change(act, one.key, one.why, "deleted", note, outcome)
 
     def change(
         self,
@@ -312,6 +318,31 @@ def repair_purges(objects: Objects, home: Home) -> None:
     )
     for one in objects.broken(Kind.PURGED, objects.listed(keys.PURGED), content):
         objects.report.add("lost", one.key, one.why, done)
+    _repair_parts(objects, home)
+
+
+def _repair_parts(objects: Objects, home: Home) -> None:
+    """Delete damaged parts of purges: what one says is lost unless its order counts it."""
+
+    def parse(key: str, data: memoryview) -> object:
+        return unseal_body(Kind.PURGE_PART, data, PurgePart, key)
+
+    there = [key for key in objects.listed(keys.PURGE_PARTS) if keys.purge_part_of(key)]
+    broken = list(objects.broken(Kind.PURGE_PART, there, parse))
+    counted = {
+        keys.purge_part_key(order.id, name)
+        for order in (read_orders(home) if broken else ())
+        for name in order.parts or ()
+    }
+    lost = (
+        "another process wrote over what a run had found for that purge, which this part said: "
+        "'tierstore purge run' finds again what is there"
+    )
+    for one in broken:
+        if one.key in counted:
+            objects.delete(one, "its order has all that it says")
+        else:
+            objects.delete(one, lost, "lost")
 
 
 def _purge_again(objects: Objects, home: Home, order: PurgeOrder) -> None:
