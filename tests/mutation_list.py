@@ -7787,6 +7787,22 @@ _PURGE = (
         (f"{_RECORDS}::test_a_save_of_purged_content_that_was_taken_back_needs_no_order",),
     ),
     Mutation(
+        "purge-content-that-waits-for-its-order",
+        "SPEC 10.3: Content without an order MAY be deleted a day after it was written.",
+        "modelstore/reclaim/purge/purging.py",
+        "            if time.time() - written_s >= _DROPPED_S:\n",
+        "            if True:\n",
+        (f"{_RECORDS}::test_content_whose_order_was_never_written_goes",),
+    ),
+    Mutation(
+        "purge-content-of-a-lost-order-goes",
+        "SPEC 10.3: But not that of a purged version.",
+        "modelstore/names/purgerecords.py",
+        " - {order.id for order in lost.orders}\n",
+        "\n",
+        (f"{_RECORDS}::test_content_of_an_order_that_was_lost_stays",),
+    ),
+    Mutation(
         "purge-order-made-anew-without-its-content",
         "SPEC 10.3: The name of purged content without a readable order that has its manifest.",
         "modelstore/names/purgerecords.py",

@@ -208,6 +208,48 @@ def test_an_order_that_is_lost_keeps_what_nodes_are_to_drop(
     is_purged(blobs, cache, monkeypatch)
 
 
+def test_content_whose_order_was_never_written_goes(
+    store: Store, blobs: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its giver ended between both; another may be about to write the order, for a day."""
+
+    def ends(key: str, data: bytes) -> bool:
+        if key.startswith(PURGES):
+            raise KeyboardInterrupt
+        return MemoryStore.put_if_absent(blobs, key, data)
+
+    with monkeypatch.context() as context:
+        context.setattr(blobs, "put_if_absent", ends)
+        with pytest.raises(KeyboardInterrupt):
+            purges(store).begin(["m@1"], force=False, message=None)
+    [left] = [info.key for info in blobs.list(PURGED)]
+    found = next(one for one in store.check().findings if one.key == left)
+    assert found.severity == "garbage"
+    assert "'tierstore purge run' deletes this" in found.what
+    purges(store).run()
+    assert [info.key for info in blobs.list(PURGED)] == [left]
+    monkeypatch.setattr(purging, "_DROPPED_S", -1.0)
+    purges(store).run()
+    assert not list(blobs.list(PURGED))
+    equal(store.load("m@1").load(), content(1))
+
+
+def test_content_of_an_order_that_was_lost_stays(
+    store: Store, blobs: MemoryStore, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its version is purged, whether anybody has carried that out or not."""
+    begin(store, monkeypatch)
+    monkeypatch.setattr(purging, "_DROPPED_S", -1.0)
+    for _ in range(2):
+        blobs.delete([info.key for info in blobs.list(PURGES)])
+        [left] = [info.key for info in blobs.list(PURGED)]
+        assert left not in [one.key for one in store.check().findings]
+        with opened(blobs, cache) as other:
+            purges(other).run()
+        assert [info.key for info in blobs.list(PURGED)] == [left]
+    is_purged(blobs, cache, monkeypatch)
+
+
 def test_purged_content_that_is_damaged_is_found(store: Store, blobs: MemoryStore) -> None:
     [receipt] = purges(store).begin(["m@1"], force=False, message=None)
     assert damage(store) == []

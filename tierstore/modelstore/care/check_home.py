@@ -135,6 +135,10 @@ def _purges(home: Home) -> Iterator[Finding]:
         what = f"{one.model}@{one.version} was purged, and no order says how far that is"
         key = keys.ref_prefix(one.model, keys.REMOVED_LOG)
         yield Finding("damage", key, f"{what}: 'tierstore purge run' goes on with it")
+    for name in lost.unordered:
+        what = "a purge ended, or begins, before its order: it has purged nothing"
+        way = "'tierstore purge run' deletes this a day after it was written, and agents do so"
+        yield Finding("garbage", keys.PURGED + name, f"{what}; {way}")
 
 
 def _broken(

@@ -5,7 +5,7 @@ SPEC.md section 10.3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -31,21 +31,26 @@ class LostRecords:
     Attributes:
         entries: Orders that were gone on with, of versions that the logs do not call purged.
         orders: New orders for purged versions of which no order can be read.
+        unordered: When content was written that has no order, in seconds since the epoch, by its
+            name: whoever gave that order ended before it was there, or is about to write it.
+            Nobody has carried it out, and it is of no purged version that needs an order.
     """
 
     entries: list[PurgeOrder] = field(default_factory=list)
     orders: list[PurgeOrder] = field(default_factory=list)
+    unordered: dict[str, float] = field(default_factory=dict)
 
 
 def read_orders(home: Home) -> list[PurgeOrder]:
     """Return the purge orders of a store that can be read."""
-    return [order for _, order in _readable(home, PURGES, Kind.PURGE, PurgeOrder)]
+    return list(_readable(home, _names(home, PURGES), PURGES, Kind.PURGE, PurgeOrder).values())
 
 
 def find_lost_records(home: Home, removals: Removals) -> LostRecords:
     """Return what was lost of the records of a store's purges.
 
-    The logs are read first, as each version has its order before it is purged.
+    The logs are read first, as each version has its order before it is purged, and contents are
+    listed before orders, as each is written before its order.
 
     Args:
         home: The store's home.
@@ -61,7 +66,8 @@ def find_lost_records(home: Home, removals: Removals) -> LostRecords:
         for number, entry in removals.of(model).items()
         if entry.action == PURGE
     }
-    orders = read_orders(home)
+    contents, given = _names(home, PURGED), _names(home, PURGES)
+    orders = list(_readable(home, given, PURGES, Kind.PURGE, PurgeOrder).values())
     lost = LostRecords()
     for order in orders:
         now = removals.of(order.model).get(order.version) if order.updated_us else None
@@ -69,12 +75,19 @@ def find_lost_records(home: Home, removals: Removals) -> LostRecords:
             lost.entries.append(order)
     missing = purged.keys() - {(order.model, order.version) for order in orders}
     if missing:
-        lost.orders = list(_made_anew(home, {key: purged[key] for key in missing}, orders))
+        found = _readable(home, contents, PURGED, Kind.PURGED, PurgedContent)
+        lost.orders = list(_made_anew(home, {key: purged[key] for key in missing}, orders, found))
+    alone = contents.keys() - given.keys() - {order.id for order in lost.orders}
+    new = _readable(home, alone, PURGED, Kind.PURGED, PurgedContent)
+    lost.unordered = {name: contents[name] for name, one in new.items() if not one.sweep}
     return lost
 
 
 def _made_anew(
-    home: Home, missing: dict[tuple[str, int], RefEntry], orders: list[PurgeOrder]
+    home: Home,
+    missing: dict[tuple[str, int], RefEntry],
+    orders: list[PurgeOrder],
+    contents: Mapping[str, PurgedContent],
 ) -> Iterator[PurgeOrder]:
     """Yield orders for versions without one, but for those that were purged with another's content.
 
@@ -83,8 +96,8 @@ def _made_anew(
     manifests = {bytes.fromhex(order.manifest) for order in orders}
     names = {order.id for order in orders}
     unnamed = dict[bytes, str]()
-    for key, content in _readable(home, PURGED, Kind.PURGED, PurgedContent):
-        name, digests = key.removeprefix(PURGED), split_digests(content.manifests)
+    for name, content in contents.items():
+        digests = split_digests(content.manifests)
         if name in names:
             manifests.update(digests)
         else:
@@ -105,8 +118,17 @@ def _made_anew(
         )
 
 
-def _readable(home: Home, prefix: str, kind: Kind, body: type[_B]) -> Iterator[tuple[str, _B]]:
-    listed = [info.key for info in home.blobs.list(prefix)]
-    for key, data in home.blobs.get_many(listed).items():
+def _names(home: Home, prefix: str) -> dict[str, float]:
+    """Return the names below a prefix, and when each was written, in seconds since the epoch."""
+    return {info.key.removeprefix(prefix): info.mtime for info in home.blobs.list(prefix)}
+
+
+def _readable(
+    home: Home, names: Iterable[str], prefix: str, kind: Kind, body: type[_B]
+) -> dict[str, _B]:
+    found: dict[str, _B] = {}
+    keys = [prefix + name for name in names]
+    for key, data in home.blobs.get_many(keys).items() if keys else ():
         with suppress(Damaged, UnsupportedFormat):  # whoever checks or repairs it says so
-            yield key, unseal_body(kind, data, body, key)
+            found[key.removeprefix(prefix)] = unseal_body(kind, data, body, key)
+    return found

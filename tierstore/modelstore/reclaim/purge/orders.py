@@ -207,6 +207,10 @@ class Orders:
         """Delete an order of a version that was not purged."""
         self._blobs.delete([PURGED + name, PURGES + name])
 
+    def drop_content(self, name: str) -> None:
+        """Delete content without an order; whoever is about to write that finds it again."""
+        self._blobs.delete([PURGED + name])
+
     def put_content(self, content: PurgedContent) -> None:
         """Write what was found of the content of an order, over what was found before."""
         self._blobs.put(PURGED + content.id, seal_body(Kind.PURGED, content))

@@ -272,7 +272,10 @@ class Purges:
         return [one for one in found if one.id in before or not one.is_complete]
 
     def _restore_records(self) -> None:
-        """Write anew what was lost of the records of purges: an order, or what says it is one."""
+        """Write anew what was lost of the records of purges: an order, or what says it is one.
+
+        The content of an order that was never written goes, a day after.
+        """
         lost = find_lost_records(self._home, self._names.removals)
         for order in lost.entries:
             _log.warning("%s@%d is purged again, as its log lost it", order.model, order.version)
@@ -281,6 +284,10 @@ class Purges:
             ref = f"{order.model}@{order.version}"
             _log.warning("the receipt of the purge of %s is lost: it begins anew", ref)
             self._restore(order)
+        for name, written_s in lost.unordered.items():
+            if time.time() - written_s >= _DROPPED_S:
+                _log.info("purged/%s is deleted: whoever wrote it ended before its order", name)
+                self._orders.drop_content(name)
 
     def _restore(self, order: PurgeOrder) -> None:
         with_reserve(self._home.blobs, lambda: self._orders.restore(order))
