@@ -3502,7 +3502,7 @@ _API = (
         "tables-of-notebooks-are-escaped",
         "shown.py: everything in a table is escaped; names come from whoever saves.",
         "shown.py",
-        "first, *others = map(escape, cells)",
+        "first, *others = map(_escaped, cells)",
         "first, *others = cells",
         (
             "unit/test_shown.py::test_tables_escape_everything",
@@ -3607,8 +3607,8 @@ _API = (
     Mutation(
         "services-are-made-once",
         "CHANGELOG: placement, pins, rollouts, releases and warming are the same each time.",
-        "modelstore/store.py",
-        "self._services.get(name) or self._services.setdefault(name, make())",
+        "modelstore/parts.py",
+        "self._made.get(name) or self._made.setdefault(name, make())",
         "make()",
         ("unit/test_admin.py::test_services_are_made_once",),
     ),
@@ -7581,7 +7581,7 @@ _CONDEMNED_MANIFESTS = (
         "SPEC 7: `salt` gives equal content another digest, the same for all who save it.",
         "modelstore/home/sealing.py",
         "salt = blake3.blake3(digest.raw, derive_key_context=_CONTEXT).digest(SALT_BYTES)",
-        "salt = secrets.token_bytes(SALT_BYTES)",
+        "salt = os.urandom(SALT_BYTES)",
         (
             "integration/test_condemned_manifests.py::"
             "test_equal_content_is_saved_under_another_digest",

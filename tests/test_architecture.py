@@ -49,14 +49,15 @@ ROOMS = {
         "upkeep": 4,
     },
     "modelstore": {
-        "settings": 0, "version": 0, "places": 0,
+        "settings": 0, "version": 0, "places": 0, "defaults": 0,
         "home": 1,
         "chunks": 2, "names": 2,
         "loading": 3,
         "saving": 4, "placing": 4,
         "patches": 5, "care": 5,
         "reclaim": 6,
-        "store": 7,
+        "parts": 7,
+        "store": 8,
     },
     "serving": {"metrics": 0, "hub": 1, OTHERS: 2},
     "cli": {"commands": 0, "schemas": 1, "kit": 2, OTHERS: 3},
@@ -218,7 +219,7 @@ def test_every_top_level_name_has_a_floor() -> None:
 
 
 COMPUTED_IMPORTS = {
-    "tierstore", "tierstore.admin.doctor", "tierstore.cli.kit.app",
+    "tierstore", "tierstore.codecs", "tierstore.admin.doctor", "tierstore.cli.kit.app",
     "tierstore.cli.schemas.markdown",
 }  # fmt: skip
 """Who imports by a computed name: out of a table that other tests hold."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -291,6 +290,8 @@ def node_config(environ: Mapping[str, str] = os.environ) -> NodeConfig:
     path = node_file(environ)
     if path is None:
         return NodeConfig()
+    import tomllib
+
     try:
         raw = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:

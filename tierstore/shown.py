@@ -6,8 +6,6 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from difflib import get_close_matches
-from html import escape
 from itertools import islice
 
 MOST_ROWS = 50
@@ -87,6 +85,8 @@ def nearest(name: str, known: Iterable[str], where: str = "") -> str:
         known: The names that are known.
         where: What lists them, to be said too. Without it they are listed if none is like ``name``.
     """
+    from difflib import get_close_matches
+
     names = list(known)
     found = get_close_matches(name, names, 1)
     if found:
@@ -94,14 +94,20 @@ def nearest(name: str, known: Iterable[str], where: str = "") -> str:
     return where or f"known are {', '.join(names) or 'none'}"
 
 
+def _escaped(text: str) -> str:
+    from html import escape
+
+    return escape(text)
+
+
 def html_facts(title: str, facts: Iterable[tuple[str, str]]) -> str:
     """Return a table with one line per fact, name first. Everything is escaped."""
     rows = "".join(
-        f"<tr><th style='text-align: left'>{escape(name)}</th>"
-        f"<td style='text-align: left'>{escape(value)}</td></tr>"
+        f"<tr><th style='text-align: left'>{_escaped(name)}</th>"
+        f"<td style='text-align: left'>{_escaped(value)}</td></tr>"
         for name, value in facts
     )
-    return f"<table><caption>{escape(title)}</caption><tbody>{rows}</tbody></table>"
+    return f"<table><caption>{_escaped(title)}</caption><tbody>{rows}</tbody></table>"
 
 
 def html_table(
@@ -115,18 +121,18 @@ def html_table(
         rows: Cells by row; at most ``MOST_ROWS`` rows are taken.
         count: Number of all rows.
     """
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    head = "".join(f"<th>{_escaped(column)}</th>" for column in columns)
     body = "".join(_row(row) for row in islice(rows, MOST_ROWS))
     if count > MOST_ROWS:
         body += f"<tr><td colspan='{len(columns)}'>and {count - MOST_ROWS} more</td></tr>"
     return (
-        f"<table><caption>{escape(title)}</caption><thead><tr>{head}</tr></thead>"
+        f"<table><caption>{_escaped(title)}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table>"
     )
 
 
 def _row(cells: Sequence[str]) -> str:
-    first, *others = map(escape, cells)
+    first, *others = map(_escaped, cells)
     numbers = "".join(f"<td>{cell}</td>" for cell in others)
     return f"<tr><td style='text-align: left'>{first}</td>{numbers}</tr>"
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tierstore import wiring
-from tierstore.admin.admin import Admin
-from tierstore.format.manifest import DEFAULT_CHUNK
+from tierstore.format.chunking import DEFAULT_CHUNK
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore import store as modelstore
 from tierstore.modelstore.version import Version
 from tierstore.progress import Progress
 
 if TYPE_CHECKING:
+    from tierstore.admin.admin import Admin
     from tierstore.copying.report import CopiedVersion, Synced
     from tierstore.modelstore.reclaim.purge.purging import Purges
     from tierstore.modelstore.reclaim.purge.receipt import PurgeReceipt
@@ -46,7 +46,9 @@ class Store(modelstore.Store):
     @property
     def admin(self) -> Admin:
         """Administration: tiers, what they hold and serve, lineage, and what is wrong."""
-        return self._once("admin", lambda: Admin(self))
+        from tierstore.admin.admin import Admin
+
+        return self._parts.once("admin", lambda: Admin(self))
 
     def purge(
         self, *refs: str | Version, force: bool = False, message: str | None = None
@@ -89,7 +91,7 @@ class Store(modelstore.Store):
         """Purges: their receipts, and going on with those that are not over."""
         from tierstore.admin.purges import purges_of
 
-        return self._once("purges", lambda: purges_of(self))
+        return self._parts.once("purges", lambda: purges_of(self))
 
     def derive(
         self,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -254,4 +253,4 @@ def _taken(fd: int) -> bool:
 
 
 def _new_name() -> str:
-    return f".tierstore-{secrets.token_hex(16)}.tmp"
+    return f".tierstore-{os.urandom(16).hex()}.tmp"

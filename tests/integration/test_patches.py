@@ -516,7 +516,7 @@ def test_what_is_not_touched_is_not_read_by_a_fold(
     assert {name for name in before if before[name] != after[name]} == {"model-2.safetensors"}
     done = store.load("sharded")
     assert done["layer.w"].tobytes() == applied(state, {"layer.w": change})["layer.w"].tobytes()
-    assert store._opener.open(store.resolve("sharded")).patched == frozenset()
+    assert store._parts.opener.open(store.resolve("sharded")).patched == frozenset()
     fold = store._parts.home.blobs.get(fold_key(store.resolve("sharded").digest))
     assert len(fold) < 400
 

@@ -98,7 +98,7 @@ def found_below(folder: Path, wanted: list[bytes]) -> dict[str, int]:
 
 def purges(store: Store) -> Purges:
     """Return the purges of a store, as ``Store.purges`` of users does."""
-    return store._once("purges", lambda: purges_of(store))
+    return store._parts.once("purges", lambda: purges_of(store))
 
 
 def purge(
@@ -409,7 +409,7 @@ def test_it_waits_for_what_this_process_reads(store: Store, blobs: MemoryStore) 
     assert "lease of" in receipt.waits[0]
     assert receipt.waits[0].endswith("needs it for a while")
     equal(model.load(), content(1))
-    store._lease.close()
+    store._parts.lease.close()
     [receipt] = purges(store).run()
     assert receipt.is_done
     assert found(blobs, secrets(content(1))) == {}
@@ -670,7 +670,7 @@ def test_the_caches_of_a_node_are_emptied_pinned_or_from_another_boot(
     with open_store(tmp_path / "store") as store:
         local = store._parts.hot.local
         assert local is not None
-        with store._hot_pins.holding(local, digests[:1]):  # as while somebody warms it up
+        with store._parts.hot_pins.holding(local, digests[:1]):  # as while somebody warms it up
             receipt = purge(store, "m@1")
         assert receipt.is_complete
         [node] = receipt.nodes
@@ -711,7 +711,7 @@ def test_nodes_are_outstanding_until_their_agents_have_answered(
         agents[name].round()  # from then on the store knows the node
         store.load("m@1").load()
         settled(store)
-        store._lease.close()
+        store._parts.lease.close()
     secret = secrets(content(1))
     assert found_below(tmp_path / "hot-b", secret)
     receipt = purge(stores["a"], "m@1")
@@ -869,7 +869,7 @@ def test_who_uses_other_caches_does_not_speak_for_an_agent(
             agent.round()
             serving.load("m@1").load()
             settled(serving)
-            serving._lease.close()
+            serving._parts.lease.close()
             receipt = purge(store, "m@1")
             assert receipt.is_done
             assert receipt.outstanding == [store.node]

@@ -107,7 +107,7 @@ def carrying_of(store: Store, *orders: PurgeOrder) -> Carrying:
     home = store._parts.home
     names = [one.id for one in orders]
     parts = store._parts
-    open_alone = store._opener.open_alone
+    open_alone = store._parts.opener.open_alone
     return Carrying(home, Orders(home.blobs), names, Frames(home), True, parts.rebasing, open_alone)
 
 
@@ -196,7 +196,7 @@ def test_what_is_folded_or_derived_behind_the_order_goes_as_well(store: Store) -
     order = give(store, patch.number)
     home = store._parts.home
     folded = fold_version(
-        home, store._opener, store._parts.saving, patch, at_least=1, progress=None
+        home, store._parts.opener, store._parts.saving, patch, at_least=1, progress=None
     ).full
     home.blobs.delete([info.key for info in home.blobs.list(LEASES)])
     [order] = carry(store, order)

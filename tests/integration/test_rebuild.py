@@ -336,7 +336,7 @@ def test_a_condemned_pack_stands_back(store: Store, blobs: MemoryStore) -> None:
     """Of two packs with the same chunks the one that is not condemned is named."""
     old = packs_of(store, "m@1")
     lose(blobs, INDEX)
-    store._index.forget(old)
+    store._parts.index.forget(old)
     store.save("copy", tensors(1), base=None)
     before = packs(blobs)
     lose(blobs, LAYOUTS)

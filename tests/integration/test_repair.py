@@ -306,7 +306,7 @@ def test_a_chunk_that_another_pack_has_is_led_to(
 ) -> None:
     """The other pack came from a save that did not know of the first one."""
     with Store(blobs, settings(tmp_path / "other")) as other:
-        other._index.sync = lambda marked=(): None  # type: ignore[method-assign,assignment]
+        other._parts.index.sync = lambda marked=(): None  # type: ignore[method-assign,assignment]
         other.save("n", {"emb": FIRST["emb"]}, base=None)
     place = places(store, "m", "emb")[0]
     assert places(store, "n", "emb")[0].pack != place.pack
@@ -320,7 +320,7 @@ def test_a_pack_that_is_gone_is_led_to_what_others_have(
     store: Store, blobs: MemoryStore, tmp_path: Path
 ) -> None:
     with Store(blobs, settings(tmp_path / "other")) as other:
-        other._index.sync = lambda marked=(): None  # type: ignore[method-assign,assignment]
+        other._parts.index.sync = lambda marked=(): None  # type: ignore[method-assign,assignment]
         other.save("n", {"emb": FIRST["emb"]}, base=None)
     place = places(store, "m", "emb")[0]
     blobs.delete([pack_key(place.pack)])
@@ -414,7 +414,7 @@ def test_a_delta_whose_base_is_lost_is_led_to_where_it_is_standalone(
     tuned: Store, blobs: MemoryStore, tmp_path: Path
 ) -> None:
     with Store(blobs, settings(tmp_path / "other")) as other:
-        other._index.sync = lambda marked=(): None  # type: ignore[method-assign,assignment]
+        other._parts.index.sync = lambda marked=(): None  # type: ignore[method-assign,assignment]
         other.save("n", tuned_model(model()), base=None)
     flip_chunk(blobs, places(tuned, "m@1", "layer")[0])
     report = tuned.repair()

@@ -223,7 +223,7 @@ def record_of(store: Store, version: Version) -> VariantRecord:
     return read_record(
         Model(
             version,
-            store._opener.open(version),
+            store._parts.opener.open(version),
             lambda: store._parts.patching.opened_whole(version),
         )
     )

@@ -132,7 +132,7 @@ def test_a_pin_of_another_node_is_heard_of(tmp_path: Path) -> None:
     with opened(tmp_path, hot_spec(tmp_path)) as store:
         store.warmup("m@1")
     with open_store(tmp_path / "store") as other:
-        other._hot_pins._local = None  # as on a node without this tier
+        other._parts.hot_pins._local = None  # as on a node without this tier
         other.pins.add(other.resolve("m@1").digest, "m@1", ["hot"])
         other.close()
     with open_store(tmp_path / "store") as store:
@@ -144,7 +144,7 @@ def test_a_pin_of_another_node_is_heard_of(tmp_path: Path) -> None:
             assert time.monotonic() < until, "the pin was never heard of"
             time.sleep(0.01)
         Pins(store._parts.home.blobs).remove(store.resolve("m@1").digest)
-        store._hot_pins.sync()
+        store._parts.hot_pins.sync()
         assert local.usage().pinned_bytes == 0
 
 

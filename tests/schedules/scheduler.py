@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import pkgutil
 import queue
 import random
 import secrets
@@ -25,9 +26,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
+from tierstore import modelstore
 from tierstore.blobs.base import BlobInfo, BlobStore, Capabilities, RangeRead
 from tierstore.errors import Unreachable
 from tierstore.ids import Buffer, ByteRange
@@ -370,6 +373,8 @@ def installed(scheduler: Scheduler) -> Iterator[None]:
     threads = SimpleNamespace(Lock=threading.Lock, Thread=scheduler.thread)
     put(readerlease, "threading", threads)
     put(readerlease, "queue", SimpleNamespace(SimpleQueue=scheduler.queue, Empty=queue.Empty))
+    for one in pkgutil.walk_packages(modelstore.__path__, "tierstore.modelstore."):
+        import_module(one.name)  # rooms that a call would import later, with real threads
     for name, module in list(sys.modules.items()):
         if name.startswith("tierstore.") and hasattr(module, "ThreadPoolExecutor"):
             put(module, "ThreadPoolExecutor", Inline)

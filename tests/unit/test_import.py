@@ -42,30 +42,59 @@ def test_import_loads_nothing_heavy() -> None:
     assert found.isdisjoint(HEAVY), sorted(found & set(HEAVY))
 
 
+UNUSED = (
+    "tierstore.admin", "tierstore.codecs.registry", "tierstore.copying", "tierstore.lossy",
+    "tierstore.modelstore.care", "tierstore.modelstore.chunks", "tierstore.modelstore.loading",
+    "tierstore.modelstore.patches", "tierstore.modelstore.placing",
+    "tierstore.modelstore.reclaim.re", "tierstore.modelstore.saving", "tierstore.placement",
+    "tierstore.tiers.heat", "tierstore.tiers.node", "tierstore.variants", "sqlite3", "tomllib",
+    "numpy", "ml_dtypes",
+)  # fmt: skip
+"""What a process that only looks at names does without: names of modules begin so."""
+
+
+def unused(modules: set[str], *others: str) -> list[str]:
+    return sorted(one for one in modules if one.startswith(UNUSED + others))
+
+
 NETWORK = {"torch", "obstore", "fsspec", "redis", "pymemcache", "aiohttp"}
 
 
-def test_a_local_store_loads_no_network_client(tmp_path: Path) -> None:
-    code = f"import tierstore; tierstore.init({str(tmp_path / 's')!r}).close()"
-    found = loaded_by(code)
-    unwanted = NETWORK | {"typer", "rich"}
+def test_a_store_is_opened_without_what_reads_and_writes(tmp_path: Path) -> None:
+    with tierstore.init(tmp_path / "s") as store:
+        store.save("m", {"w": np.arange(8.0)})
+    code = f"import tierstore; tierstore.open({str(tmp_path / 's')!r})"
+    found = modules_of(code)
     assert "msgspec" in found
-    assert found.isdisjoint(unwanted), sorted(found & unwanted)
+    assert not unused(found, *NETWORK, "typer", "rich")
+    loads = modules_of(f"{code}.load('m')['w']")
+    assert "tierstore.modelstore.loading.model" in loads
+    rooms = "tierstore.modelstore."
+    others = tuple(rooms + one for one in ("saving", "patches", "care", "placing", "reclaim.re"))
+    assert not [one for one in loads if one.startswith(others)]
 
 
-def test_a_list_of_models_is_shown_without_numpy(tmp_path: Path) -> None:
-    """Its import would be a third of the time that ``tierstore ls`` takes."""
+def test_a_list_of_models_is_shown_without_what_reads_and_writes(tmp_path: Path) -> None:
+    """Imports are most of the time that ``tierstore ls`` takes."""
     with tierstore.init(tmp_path / "s") as store:
         store.save("m", {"w": np.arange(8.0)}, alias="prod")
-    argv = ["tierstore", "--store", str(tmp_path / "s"), "--json", "ls"]
-    found = loaded_by(
-        f"import sys; sys.argv = {argv!r}\n"
+    found = run_as(["--store", str(tmp_path / "s"), "--json", "ls"])
+    assert "typer" in found
+    assert not unused(found, *NETWORK)
+
+
+def test_the_version_is_printed_without_a_store() -> None:
+    found = run_as(["--version"])
+    assert not unused(found, *NETWORK, "tierstore.store", "tierstore.wiring")
+
+
+def run_as(argv: list[str]) -> set[str]:
+    """The modules that a run of the program has loaded."""
+    return modules_of(
+        f"import sys; sys.argv = {['tierstore', *argv]!r}\n"
         "from tierstore.cli import main\n"
         "try: main()\nexcept SystemExit as done: assert not done.code, done.code"
     )
-    assert "typer" in found
-    unwanted = NETWORK | {"numpy", "ml_dtypes"}
-    assert found.isdisjoint(unwanted), sorted(found & unwanted)
 
 
 def test_public_names() -> None:

@@ -40,7 +40,7 @@ def test_a_task_that_fails_ends_neither_itself_nor_others(caplog: pytest.LogCapt
 
 
 def test_a_process_without_tiers_has_no_thread() -> None:
-    upkeep = Upkeep(upkeep_tasks(HotTiers(), None, lambda: None))
+    upkeep = Upkeep(upkeep_tasks(HotTiers(), None, None))
     before = threading.active_count()
     upkeep.start()
     assert threading.active_count() == before

@@ -13,8 +13,8 @@ def purges_of(store: Store) -> Purges:
     dropping = Dropping(
         parts.home,
         parts.hot,
-        store._hot_pins.sync,
-        store._index,
+        parts.hot_pins.sync,
+        parts.index,
         parts.settings.cache_dir / parts.home.config.store_id,
         store.node,
     )
@@ -23,6 +23,6 @@ def purges_of(store: Store) -> Purges:
         store._removing,
         store.reclaim,
         parts.rebasing,
-        store._opener.open_alone,
+        parts.opener.open_alone,
         dropping,
     )

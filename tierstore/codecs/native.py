@@ -9,6 +9,7 @@ from typing import Any
 
 from tierstore.codecs import planes, zstd
 from tierstore.codecs.base import EncodedBlocks, WordType
+from tierstore.codecs.choice import choice
 from tierstore.errors import Damaged
 
 _PLAIN, _ROTATE, _DELTA_INT, _DELTA_FLOAT = range(4)
@@ -17,7 +18,6 @@ try:
     _kernels: Any = import_module("tierstore.codecs._native")
 except ImportError:  # not built: no compiler when tierstore was installed
     _kernels = None
-_in_use = _kernels is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class NativeInfo:
 
 def native_info() -> NativeInfo:
     """Return the state of the native kernels, as ``tierstore doctor`` shows it."""
-    return NativeInfo(_kernels is not None, _in_use, _kernels.isa() if _kernels else None)
+    return NativeInfo(_kernels is not None, _in_use(), _kernels.isa() if _kernels else None)
 
 
 def use_native(flag: bool) -> bool:
@@ -47,9 +47,12 @@ def use_native(flag: bool) -> bool:
     Returns:
         Whether the native kernels are in use now: never when they were not built.
     """
-    global _in_use
-    _in_use = flag and _kernels is not None
-    return _in_use
+    choice.wanted = flag
+    return _in_use()
+
+
+def _in_use() -> bool:
+    return choice.wanted and _kernels is not None
 
 
 def _mapping(word_type: WordType, base: memoryview | None) -> int:
@@ -66,7 +69,7 @@ def encode_planes(
     block_size: int,
 ) -> EncodedBlocks | None:
     """Encode planes, or their differences from ``base``; ``None`` if they do not fit in ``out``."""
-    if not _in_use:
+    if not _in_use():
         return planes.encode(plain, word_type, base, out, block_size)
     encode: Callable[..., EncodedBlocks | None] = _kernels.encode
     mapping = _mapping(word_type, base)
@@ -83,7 +86,7 @@ def decode_planes(
     block_size: int,
 ) -> None:
     """Decode what ``encode_planes`` made into exactly ``out``; ``Damaged`` when it does not fit."""
-    if not _in_use:
+    if not _in_use():
         planes.decode(head, ends, payload, base, out, word_type, block_size)
         return
     mapping = _mapping(word_type, base)

@@ -111,7 +111,7 @@ class Sync:
         if wanted.models and not names:
             raise NotFound(f"{self._source.url} has no model {', '.join(wanted.models)}")
         if wanted.dry_run:
-            self._target._index.sync()
+            self._target._parts.index.sync()
         late = set(self._source._names.removals.may_be_releases(names))  # behind their members
         for name in sorted(names, key=lambda name: (name in late, name)):
             try:

@@ -68,8 +68,8 @@ class VersionCopy:
 
     def __init__(self, source: Store, target: Store) -> None:
         self._source, self._target = source._parts, target._parts
-        self._hold, self._opener = source._leased, source._opener
-        self._index, self._named = target._index, target._names.named
+        self._hold, self._opener = source._leased, source._parts.opener
+        self._index, self._named = target._parts.index, target._names.named
 
     def copy(
         self,

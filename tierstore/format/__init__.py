@@ -2,6 +2,7 @@
 
 __all__ = [
     "checks",
+    "chunking",
     "collected",
     "condemned",
     "dtypes",

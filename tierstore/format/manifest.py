@@ -9,14 +9,13 @@ import msgspec
 
 from tierstore.errors import InvalidName, InvalidSafetensors, UsageError
 from tierstore.format.checks import Broken, Newer, damaged, digest_of
+from tierstore.format.chunking import DEFAULT_CHUNK, HASH, is_chunk_size
 from tierstore.format.patch import PATCH_OF, PATCH_PATH, PatchInfo, check_patch_info, parse_patch
 from tierstore.format.paths import check_path, check_tree
 from tierstore.format.safetensors import parse_header
 from tierstore.format.sealed import Body, Kind, decode_body, encode_body, seal, unseal
 from tierstore.ids import DIGEST_BYTES, Buffer, Digest, split_digests
 
-MIN_CHUNK, MAX_CHUNK, DEFAULT_CHUNK = 1 << 20, 16 << 20, 4 << 20
-HASH = "blake3"
 FULL_KIND, PATCH_KIND, RELEASE_KIND = "full", "patch", "release"
 MAX_MEMBERS = 1000
 SALT_BYTES = 16
@@ -287,11 +286,6 @@ def _check_members(manifest: Manifest) -> None:
 def _lists_too_much(manifest: Manifest) -> bool:
     tensors = sum(len(file.tensors) for file in manifest.files)
     return len(manifest.files) > _MAX_ITEMS or tensors > _MAX_ITEMS
-
-
-def is_chunk_size(chunk_size: int) -> bool:
-    """Return whether a chunk size is a power of two from 1 to 16 MiB."""
-    return MIN_CHUNK <= chunk_size <= MAX_CHUNK and not chunk_size & (chunk_size - 1)
 
 
 def _check_file(file: FileEntry, chunk_size: int) -> None:

@@ -7,7 +7,7 @@ import msgspec
 
 from tierstore.errors import Damaged
 from tierstore.format.checks import KNOWN_FEATURES, damaged, unsupported, xxh3
-from tierstore.format.manifest import DEFAULT_CHUNK, HASH, is_chunk_size
+from tierstore.format.chunking import DEFAULT_CHUNK, HASH, is_chunk_size
 from tierstore.format.tiers import FEATURE as TIERS_FEATURE
 from tierstore.ids import Buffer
 from tierstore.prepared import prepared

@@ -5,96 +5,55 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from tierstore.arguments import as_message
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import OF_ONE, NotFound, TierstoreError, UsageError
 from tierstore.format.checks import digest_of
-from tierstore.format.manifest import LineageEntry
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import StoreConfig
 from tierstore.format.tiers import TierSpec
 from tierstore.ids import check_alias, check_name
-from tierstore.modelstore.care.rebase import COSTS, Rebased, Rebasing
-from tierstore.modelstore.chunks.origin import Origin
+from tierstore.modelstore.defaults import COSTS, HOT
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.home.index import ChunkIndex
-from tierstore.modelstore.home.pins import Pins
-from tierstore.modelstore.home.readerlease import Hold, ReaderLease
 from tierstore.modelstore.home.tierlist import TierLog
-from tierstore.modelstore.loading.model import Model
-from tierstore.modelstore.loading.opener import Opened, Opener
 from tierstore.modelstore.names.members import refuse_release
-from tierstore.modelstore.names.names import Alias, Names
-from tierstore.modelstore.names.releases import Releases
-from tierstore.modelstore.names.rollout import Rollouts
-from tierstore.modelstore.patches.fold import Folded
-from tierstore.modelstore.patches.patches import Patch
-from tierstore.modelstore.patches.patching import Changes
-from tierstore.modelstore.patches.service import Patching
-from tierstore.modelstore.places import CACHE, HOME, StorePlace, StorePlaces
-from tierstore.modelstore.placing.hotpins import HotPins
-from tierstore.modelstore.placing.warming import HOT, Warming, Warmth
-from tierstore.modelstore.reclaim.looks import Looks
-from tierstore.modelstore.saving.source import check_source, open_source
-from tierstore.modelstore.saving.transaction import Saving
+from tierstore.modelstore.names.names import Alias
+from tierstore.modelstore.parts import Parts
+from tierstore.modelstore.places import StorePlace
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.version import DISTILLED_FROM, Version, version_of
 from tierstore.progress import Progress, reported
 from tierstore.tiers.durable.tiers import DurableTiers
-from tierstore.tiers.heat.recorder import NO_HEAT, HeatRecorder, HeatView
 from tierstore.tiers.hot.tiers import HotTiers
-from tierstore.tiers.upkeep import Upkeep, upkeep_tasks
 
-_CLOSE_S = 5.0
-_T = TypeVar("_T")
-
-if TYPE_CHECKING:  # what most commands do without is imported where it is used
+if TYPE_CHECKING:  # a service is imported where it is made, as ``Parts`` does with its own
     from tierstore.modelstore.care.check_report import CheckReport
     from tierstore.modelstore.care.compare import Diff, Usage
+    from tierstore.modelstore.care.rebase import Rebased
+    from tierstore.modelstore.home.pins import Pins
+    from tierstore.modelstore.home.readerlease import Hold
     from tierstore.modelstore.loading.dequantized import Dequantized
+    from tierstore.modelstore.loading.model import Model
+    from tierstore.modelstore.loading.opener import Opened
+    from tierstore.modelstore.names.releases import Releases
+    from tierstore.modelstore.names.rollout import Rollouts
+    from tierstore.modelstore.patches.fold import Folded
+    from tierstore.modelstore.patches.patches import Patch
+    from tierstore.modelstore.patches.patching import Changes
     from tierstore.modelstore.placing.placing import Placement
+    from tierstore.modelstore.placing.warming import Warming, Warmth
     from tierstore.modelstore.reclaim.forgetting import Forgotten
     from tierstore.modelstore.reclaim.reclaim import Reclaim
     from tierstore.modelstore.reclaim.removal import Removing
     from tierstore.modelstore.reclaim.removedlist import RemovedVersion
     from tierstore.modelstore.reclaim.repair.report import RepairReport
     from tierstore.modelstore.reclaim.retention import Retentions
-
-
-@dataclass(slots=True)
-class Parts:
-    """What a store is made of, for the floors above it: ``store._parts``.
-
-    Nothing of this is part of the public API: it may be another with every version.
-
-    Attributes:
-        home: Reads and writes the store's metadata, and knows the durable tiers.
-        hot: The hot tiers of this process.
-        settings: What the store may use of the machine.
-        recorder: Counts what is read; ``None`` where nothing is counted.
-        saving: Runs saves that are no plain ``save``: of variants and uploads.
-        rebasing: Rebases versions; remembers which it has looked at.
-        patching: Folds versions within a limit.
-        places: What must not overlap with sources of saves and targets of exports.
-        upkeep: What this process does now and then, once it is started.
-        reopen: Opens the store again where it is unpickled: a function and its arguments.
-    """
-
-    home: Home
-    hot: HotTiers
-    settings: Settings
-    recorder: HeatRecorder | None
-    saving: Saving
-    rebasing: Rebasing
-    patching: Patching
-    places: StorePlaces
-    upkeep: Upkeep
-    reopen: tuple[Callable[..., object], tuple[object, ...]] | None = None
+    from tierstore.tiers.heat.recorder import HeatRecorder, HeatView
 
 
 class Store:
@@ -126,30 +85,10 @@ class Store:
             tier_places: Returns where this node has the store's tiers.
         """
         self._blobs = blobs
-        home = Home(blobs, packs, config)
         hot = hot if hot is not None else HotTiers()
-        self._hot_pins = HotPins(home, hot.local)
-        upkeep = Upkeep(upkeep_tasks(hot, heat, self._hot_pins.sync))
-        self._index = ChunkIndex(blobs, settings.cache_dir / home.config.store_id / "index.sqlite")
-        self._lease = ReaderLease(blobs)
-        looks = Looks(home)
-        self._names = Names(home, settings.node, settings.labels, looks.keep, looks.is_needed)
-        places = StorePlaces(
-            lambda: [
-                StorePlace(HOME, blobs.url),
-                *tier_places(),
-                StorePlace(CACHE, str(settings.cache_dir)),
-            ]
-        )
-        self._opener = Opener(home, settings, hot, places)
-        saving = Saving(
-            home, self._index, self._opener, self.resolve, self._names.newest, settings.threads
-        )
-        rebasing = Rebasing(home, self._index, self._opener.open_full)
-        patching = Patching(home, self._names, self._opener, saving, self._lease)
-        self._parts = Parts(home, hot, settings, heat, saving, rebasing, patching, places, upkeep)
+        self._parts = Parts(Home(blobs, packs, config), hot, settings, heat, tier_places)
         """The parts of the store, for the code of tierstore alone; see ``Parts``."""
-        self._services: dict[str, Any] = {}
+        self._names = self._parts.names
 
     @property
     def url(self) -> str:
@@ -172,37 +111,39 @@ class Store:
             )
         return self._parts.reopen
 
-    def _once(self, name: str, make: Callable[[], _T]) -> _T:
-        """Return the service of this name, made when it is asked for first."""
-        # setdefault is atomic, where a lock that another thread holds in a fork would stay locked
-        found: _T = self._services.get(name) or self._services.setdefault(name, make())
-        return found
-
     @property
     def rollouts(self) -> Rollouts:
         """Staged rollouts: aliases that move from version to version, share by share."""
-        return self._once("rollouts", lambda: Rollouts(self._names))
+        from tierstore.modelstore.names.rollout import Rollouts
+
+        return self._parts.once("rollouts", lambda: Rollouts(self._names))
 
     @property
     def releases(self) -> Releases:
         """Releases: versions of several models behind one switch."""
-        return self._once("releases", lambda: Releases(self._names))
+        from tierstore.modelstore.names.releases import Releases
+
+        return self._parts.once("releases", lambda: Releases(self._names))
 
     @property
     def pins(self) -> Pins:
         """Pins: versions that stay in fast tiers."""
-        return self._once(
-            "pins", lambda: Pins(self._blobs, self._hot_pins.sync, self._names.look_at_pin)
+        from tierstore.modelstore.home.pins import Pins
+
+        parts = self._parts
+        return parts.once(
+            "pins", lambda: Pins(self._blobs, parts.hot_pins.sync, self._names.look_at_pin)
         )
 
     @property
     def warming(self) -> Warming:
         """Warm-up: what is in hot tiers, brought there and removed again."""
-        return self._once(
+        from tierstore.modelstore.placing.warming import Warming
+
+        parts = self._parts
+        return parts.once(
             "warming",
-            lambda: Warming(
-                self._parts.hot, self._hot_pins, self._opener.open, self._parts.settings
-            ),
+            lambda: Warming(parts.hot, parts.hot_pins, parts.opener.open, parts.settings),
         )
 
     @property
@@ -210,8 +151,9 @@ class Store:
         """Placement: in which durable tiers packs lie, and what moves them."""
         from tierstore.modelstore.placing.placing import Placement
 
-        return self._once(
-            "placement", lambda: Placement(self._parts.home, self.pins, lambda: self.heat().packs())
+        parts = self._parts
+        return parts.once(
+            "placement", lambda: Placement(parts.home, self.pins, lambda: self.heat().packs())
         )
 
     def __enter__(self) -> Self:
@@ -234,13 +176,7 @@ class Store:
             >>> store = tierstore.init("store")
             >>> store.close()
         """
-        self._lease.close()
-        self._parts.upkeep.close(_CLOSE_S)
-        self._parts.hot.close()
-        if self._parts.recorder is not None:
-            self._parts.recorder.flush()
-        self._index.close()
-        self._parts.home.close()
+        self._parts.close()
         self._blobs.close()
 
     def save(
@@ -305,6 +241,9 @@ class Store:
             >>> store.save("ranker", {"w": np.ones((3, 2), np.float32)}).stats.new_bytes
             0
         """
+        from tierstore.format.manifest import LineageEntry
+        from tierstore.modelstore.saving.source import check_source, open_source
+
         model = check_name("model", model)
         as_message(message)  # before anything is stored
         before = self._names.check_new(model, alias)
@@ -375,9 +314,11 @@ class Store:
             array([[4., 5.],
                    [0., 1.]], dtype=float32)
         """
+        from tierstore.modelstore.loading.model import Model
+
         version = self.choose(ref, profile=profile)
         with self._own(version):
-            opened = self._opened(version, self._opener.open)
+            opened = self._opened(version, self._parts.opener.open)
         model = Model(
             version, opened, lambda: self._opened(version, self._parts.patching.opened_whole)
         )
@@ -388,6 +329,8 @@ class Store:
         return Dequantized(model)
 
     def _opened(self, version: Version, open_version: Callable[[Version], Opened]) -> Opened:
+        from tierstore.modelstore.chunks.origin import Origin
+
         hold = self._leased(version)
         opened = open_version(version)
         pool = opened.content.reader.pool
@@ -397,7 +340,7 @@ class Store:
     def _leased(self, version: Version) -> Hold:
         """A version that will be read: garbage collection leaves it alone while this is held."""
         self._parts.upkeep.start()
-        return self._lease.hold(version.digest.hex)
+        return self._parts.lease.hold(version.digest.hex)
 
     @contextmanager
     def _own(self, version: Version) -> Iterator[None]:
@@ -652,7 +595,7 @@ class Store:
         from tierstore.modelstore.reclaim.retention import Retentions
 
         cache = self.reclaim._cache_path
-        return self._once("retention", lambda: Retentions(self._names, cache))
+        return self._parts.once("retention", lambda: Retentions(self._names, cache))
 
     @property
     def reclaim(self) -> Reclaim:
@@ -662,13 +605,13 @@ class Store:
         home = self._parts.home
         place = digest_of(home.blobs.url.encode()).hex[:16]  # a copy of a store has its id
         cache = self._parts.settings.cache_dir / home.config.store_id / f"gc-{place}.sqlite"
-        return self._once("reclaim", lambda: Reclaim(home, cache))
+        return self._parts.once("reclaim", lambda: Reclaim(home, cache))
 
     @property
     def _removing(self) -> Removing:
         from tierstore.modelstore.reclaim.removal import Removing
 
-        return self._once("removing", lambda: Removing(self._names))
+        return self._parts.once("removing", lambda: Removing(self._names))
 
     def remove(
         self, *refs: str | Version, force: bool = False, message: str | None = None
@@ -1071,6 +1014,8 @@ class Store:
             >>> store.heat().packs()
             {}
         """
+        from tierstore.tiers.heat.recorder import NO_HEAT
+
         self._parts.hot.drain()
         return NO_HEAT if self._parts.recorder is None else self._parts.recorder.view()
 

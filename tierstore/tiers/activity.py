@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -124,7 +123,7 @@ class Activity:
     def _begin(self) -> None:
         self._pid = os.getpid()
         self._started = time.time()
-        self._path = self._folder / f"{self._pid}-{secrets.token_hex(4)}.json"
+        self._path = self._folder / f"{self._pid}-{os.urandom(4).hex()}.json"
         self._written: _Look | None = None
         self._parents = self._last.counts  # a child that was forked does not tell it again
 

@@ -8,12 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tierstore.errors import BackendError
 from tierstore.forks import begin
 from tierstore.tiers.activity import EVERY_S
-from tierstore.tiers.heat.recorder import HeatRecorder
-from tierstore.tiers.hot.tiers import HotTiers
+
+if TYPE_CHECKING:
+    from tierstore.tiers.heat.recorder import HeatRecorder
+    from tierstore.tiers.hot.tiers import HotTiers
 
 _SOON_S = 2.0
 """Seconds until the first run of a task that is due soon: not during the first load."""
@@ -91,18 +94,25 @@ class Upkeep:
 
 
 def upkeep_tasks(
-    hot: HotTiers, heat: HeatRecorder | None, sync_pins: Callable[[], None]
+    hot: HotTiers, heat: HeatRecorder | None, sync_pins: Callable[[], None] | None
 ) -> list[Task]:
-    """Return the tasks that the tiers of a process need."""
+    """Return the tasks that the tiers of a process need.
+
+    Args:
+        hot: The hot tiers.
+        heat: Counts what is read, if anything does.
+        sync_pins: Brings the pins of this node's hot tier in line with the store's, if it has one.
+    """
     tasks = []
     if heat is not None:
         tasks.append(Task("handing over heat", _HEAT_S, heat.flush))
     if hot.activity is not None:
         tasks.append(Task("publishing counters", EVERY_S, hot.activity.publish))
+    if sync_pins is not None:
+        tasks.append(Task("looking for pins", _PINS_S, sync_pins, soon=True))
     local = hot.local
     if local is not None:
         tasks.append(Task("counting what was mapped", _DRAIN_S, hot.drain))
-        tasks.append(Task("looking for pins", _PINS_S, sync_pins, soon=True))
         tasks.append(Task("noting reads in the hot tier", _INDEX_S, local.flush))
         tasks.append(Task("verifying the hot tier", _SCRUB_S, lambda: local.scrub(_SCRUB_BYTES)))
     return tasks

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from tierstore import codecs, config
+from tierstore import config
 from tierstore.arguments import as_path
 from tierstore.blobs.base import BlobStore
+from tierstore.codecs.choice import choice
 from tierstore.folders import absolute
+from tierstore.format.chunking import DEFAULT_CHUNK
 from tierstore.format.keys import CONFIG, IDENTITY
-from tierstore.format.manifest import DEFAULT_CHUNK
 from tierstore.format.tiers import FEATURE, TierSpec, tiers_key
 from tierstore.modelstore.home.home import create_config, read_config
 from tierstore.modelstore.home.identity import Identity
@@ -22,7 +23,6 @@ from tierstore.tiers.activity import Activity
 from tierstore.tiers.durable.tiers import DurableTiers
 from tierstore.tiers.guard.deadline import DeadlineStore, within
 from tierstore.wiring.backends import open_blobs
-from tierstore.wiring.places import claim_tiers, fresh_place, ordered, proved, release_tiers
 from tierstore.wiring.tiers import Tiers, activity_folder, counters
 
 __all__ = [
@@ -65,6 +65,8 @@ def init_as(
         Conflict: There is a store already, or a tier belongs to another store.
         BackendError: The storage lacks what a store needs, or a tier cannot be used.
     """
+    from tierstore.wiring.places import fresh_place, ordered, proved
+
     specs = ordered(tiers)
     home_url = config.store_url(_text(url))
     with fresh_place(home_url):
@@ -85,6 +87,8 @@ def init_as(
 
 def _take_tiers(blobs: BlobStore, specs: Sequence[TierSpec]) -> None:
     """Mark the tiers of a new store as its own, and list them; if that fails, none is marked."""
+    from tierstore.wiring.places import claim_tiers, release_tiers
+
     identity, store_id = Identity(blobs), read_config(blobs).store_id
     claim_tiers(specs, identity, store_id)
     try:
@@ -140,7 +144,7 @@ def open_home(url: str, *, create: bool = False) -> BlobStore:
 
 def _store(kind: type[_S], blobs: BlobStore, url: str) -> _S:
     try:
-        codecs.use_native(config.native_wanted())
+        choice.wanted = config.native_wanted()
         settings, node = config.settings_from(), config.node_config()
         own = read_config(blobs)
         current = TierLog(blobs).current() if FEATURE in own.features.read else None

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
@@ -18,19 +18,11 @@ from tierstore.format.tiers import DURABLE, TierList, TierSpec
 from tierstore.modelstore.home.tierlist import TierLog, check_tier
 from tierstore.modelstore.places import HOME, StorePlace, first_overlap
 from tierstore.modelstore.settings import Settings
-from tierstore.placement import policies
-from tierstore.tiers.base import HeatSink
 from tierstore.tiers.durable.marker import verify
 from tierstore.tiers.durable.tier import DurableTier
 from tierstore.tiers.durable.tiers import DurableTiers, home_tier
 from tierstore.tiers.guard.deadline import DeadlineStore, within
-from tierstore.tiers.guard.guarded import GuardedStore
-from tierstore.tiers.guard.lazy import LazyStore
-from tierstore.tiers.heat.home import HomeLedger
-from tierstore.tiers.heat.recorder import HeatLedger, HeatRecorder, SumsLedger
-from tierstore.tiers.hot.shared import SharedHot
 from tierstore.tiers.hot.tiers import HotTiers
-from tierstore.tiers.node.local import LocalHot, Verify
 from tierstore.tiers.stats import TierStats
 from tierstore.wiring.backends import (
     OptionParsers,
@@ -42,7 +34,12 @@ from tierstore.wiring.backends import (
     open_tier,
     read_options,
 )
-from tierstore.wiring.news import RedisNews
+
+if TYPE_CHECKING:  # what opens a kind of tier is imported where one is opened
+    from tierstore.tiers.base import HeatSink
+    from tierstore.tiers.heat.recorder import HeatLedger, HeatRecorder
+    from tierstore.tiers.node.local import LocalHot
+    from tierstore.wiring.news import RedisNews
 
 _log = logging.getLogger("tierstore.wiring")
 _LONGEST_WAIT_MS = 30_000
@@ -51,12 +48,16 @@ _TELLING = {"prefix": "tier:", "endpoint": ""}
 
 
 def _verify(text: str) -> str:
+    from tierstore.tiers.node.local import Verify
+
     if text not in get_args(Verify):
         raise ConfigError(f"{text!r} must be boot, first or always")
     return text
 
 
 def _policy(text: str) -> str:
+    from tierstore.placement import policies
+
     policies.make(text, 0)
     return text
 
@@ -128,19 +129,31 @@ class Tiers:
         """Make the recorder of this node's reads, in a Redis or home; none without tiers."""
         ledger: HeatLedger | None = None
         if (place := self._redis()) is not None:
+            from tierstore.tiers.heat.recorder import SumsLedger
+
             try:
                 ledger = SumsLedger(open_heat(place))
             except ConfigError as error:  # as for its chunks: it is not used
                 _log.warning("reads are not counted: %s", error)
         elif self._specs():
+            from tierstore.tiers.heat.home import HomeLedger
+
             lock = settings.cache_dir / self._store_id / "heat.lock"
             ledger = HomeLedger(self._home_blobs, settings.node, lock)
-        return None if ledger is None else HeatRecorder(ledger)
+        if ledger is None:
+            return None
+        from tierstore.tiers.heat.recorder import HeatRecorder
+
+        return HeatRecorder(ledger)
 
     def news(self) -> RedisNews | None:
         """Make the channel by which nodes tell each other of changes; none without a Redis."""
         place = self._redis()
-        return None if place is None else RedisNews(place)
+        if place is None:
+            return None
+        from tierstore.wiring.news import RedisNews
+
+        return RedisNews(place)
 
     def _redis(self) -> Place | None:
         """Return the first Redis that nodes share."""
@@ -158,6 +171,8 @@ class Tiers:
         shared = []
         for place in used:
             if place.spec.role == "shared":
+                from tierstore.tiers.hot.shared import SharedHot
+
                 stats = TierStats()
                 shared.append(SharedHot(place.spec, _stacked(place, stats), stats))
         budget = min(64 << 20, settings.memory_limit_bytes // 8)
@@ -224,6 +239,9 @@ def _stacked(place: Place, stats: TierStats) -> BlobStore:
     It is opened and verified at its first use, counted, and skipped while it fails.
     """
 
+    from tierstore.tiers.guard.guarded import GuardedStore
+    from tierstore.tiers.guard.lazy import LazyStore
+
     def opener() -> BlobStore:
         if not place.node.enabled:
             raise Unreachable(f"tier {place.spec.name} is not enabled on this node")
@@ -259,6 +277,9 @@ def open_hot(place: Place) -> LocalHot:
     Raises:
         ConfigError: An option is not known, or the tier has no size.
     """
+    from tierstore.placement import policies
+    from tierstore.tiers.node.local import LocalHot
+
     spec = place.spec
     chosen = hot_options(spec)
     assert spec.size is not None

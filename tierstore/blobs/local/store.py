@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -289,7 +288,7 @@ class LocalStore(BlobStore):
             os.close(folder)
 
     def _probe_links(self) -> bool:
-        name = f"probe-{secrets.token_hex(12)}"
+        name = f"probe-{os.urandom(12).hex()}"
         with self._errors("probing"):
             try:
                 with self._temp_file(b"") as (folder, temp):

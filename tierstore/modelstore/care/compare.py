@@ -19,10 +19,10 @@ from tierstore.modelstore.home.chain import (
     full_manifest,
     patch_manifests,
     readable_chain,
+    tables_of,
     unfolded,
 )
 from tierstore.modelstore.home.home import Home, chunks_of
-from tierstore.modelstore.home.relayout import tables_of
 from tierstore.modelstore.loading.patchparts import parts_of
 from tierstore.modelstore.loading.stored import entry_bytes
 from tierstore.modelstore.version import Version

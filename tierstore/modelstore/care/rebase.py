@@ -32,6 +32,7 @@ from tierstore.format.storeconfig import check_features
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import split_digests
 from tierstore.modelstore.chunks.sharing import Want
+from tierstore.modelstore.defaults import COSTS
 from tierstore.modelstore.home.clock import running_s
 from tierstore.modelstore.home.confirm import gone_packs, lost_since
 from tierstore.modelstore.home.heads import Heads
@@ -45,9 +46,6 @@ from tierstore.modelstore.saving.framing import BufferPool
 from tierstore.modelstore.saving.healing import Healing
 from tierstore.modelstore.saving.packer import Packer
 from tierstore.modelstore.version import Version, version_of
-
-COSTS = 1.5
-"""The most bytes that reading deltas may fetch, per byte of the standalone frames for them."""
 
 _ROUNDS = 5
 _FRAME_BYTES, _PER_BLOCKS = 1024, 256

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.format.checks import damaged
-from tierstore.format.keys import fold_key, version_key
-from tierstore.format.layout import parse_fold
+from tierstore.format.keys import fold_key, layout_key, version_key
+from tierstore.format.layout import parse_fold, parse_layout
 from tierstore.format.manifest import Manifest, patch_info
 from tierstore.format.table import ChunkTable, join_tables
 from tierstore.ids import Digest
 from tierstore.modelstore.home.ahead import parallel
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.home.relayout import tables_of
 
 _log = logging.getLogger("tierstore.patches")
 
@@ -156,3 +155,26 @@ def version_table(home: Home, digest: Digest) -> ChunkTable:
     """Return the places of all chunks that reading a version needs, bases of deltas included."""
     chain, full = readable_chain(home, digest)
     return chain_table(home, chain, full, patch_manifests(home, chain.patches))
+
+
+def tables_of(home: Home, manifests: Sequence[tuple[Digest, Manifest]]) -> list[ChunkTable]:
+    """Return the places of the chunks of manifests, from their layouts.
+
+    Those that are missing are made anew from the packs, if these are few, and written.
+
+    Raises:
+        Damaged: A layout is damaged.
+        NotFound: A layout does not list a chunk of its manifest, or a chunk is in no pack; or a
+            layout is missing, and there are many packs.
+    """
+    found = parallel(lambda pair: home.layout_if_there(*pair), manifests)
+    lacking = [pair for pair, table in zip(manifests, found, strict=True) if table is None]
+    if not lacking:
+        return [table for table in found if table is not None]
+    from tierstore.modelstore.home.relayout import made_anew
+
+    made = {one.manifest: one for one in made_anew(home, lacking)}
+    return [
+        parse_layout(made[digest].sealed, digest, layout_key(digest)) if table is None else table
+        for (digest, _), table in zip(manifests, found, strict=True)
+    ]

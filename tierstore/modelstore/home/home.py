@@ -5,20 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from tierstore.arguments import as_whole
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import BackendError, Conflict, InvalidName, NotFound, UsageError
 from tierstore.format import keys
-from tierstore.format.layout import missing_chunks, parse_layout
-from tierstore.format.manifest import (
-    DEFAULT_CHUNK,
-    Manifest,
-    ManifestChunks,
-    is_chunk_size,
-    parse_manifest,
-    parse_manifest_chunks,
-)
+from tierstore.format.chunking import DEFAULT_CHUNK, is_chunk_size
 from tierstore.format.reflog import LOST_MANIFEST
 from tierstore.format.storeconfig import (
     StoreConfig,
@@ -28,7 +21,6 @@ from tierstore.format.storeconfig import (
     parse_config,
     will_reclaim,
 )
-from tierstore.format.table import ChunkTable
 from tierstore.ids import Buffer, Digest, split_digests
 from tierstore.modelstore.home.condemned import CondemnedPacks
 from tierstore.modelstore.home.identity import Identity
@@ -37,6 +29,10 @@ from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.home.quarantine import Quarantine
 from tierstore.modelstore.home.refs import RefLog
 from tierstore.tiers.durable.tiers import DurableTiers, home_tier
+
+if TYPE_CHECKING:  # a process that looks at names alone reads no manifest and no layout
+    from tierstore.format.manifest import Manifest, ManifestChunks
+    from tierstore.format.table import ChunkTable
 
 
 def create_config(blobs: BlobStore, chunk_size: int = DEFAULT_CHUNK) -> None:
@@ -177,11 +173,15 @@ class Home:
 
     def manifest_as_stored(self, digest: Digest) -> tuple[Manifest, Buffer]:
         """Return the manifest with this digest, verified, and the object that holds it."""
+        from tierstore.format.manifest import parse_manifest
+
         sealed = self._sealed(digest)
         return parse_manifest(sealed, digest, _named(digest)), sealed
 
     def manifest_chunks(self, digest: Digest) -> ManifestChunks:
         """Return what the manifest with this digest is made of, verified; see there."""
+        from tierstore.format.manifest import parse_manifest_chunks
+
         return parse_manifest_chunks(self._sealed(digest), digest, _named(digest))
 
     def _sealed(self, digest: Digest) -> Buffer:
@@ -214,6 +214,8 @@ class Home:
 
     def layout_if_there(self, digest: Digest, manifest: Manifest) -> ChunkTable | None:
         """Return the same as ``layout``, and ``None`` when there is no layout."""
+        from tierstore.format.layout import missing_chunks, parse_layout
+
         key = keys.layout_key(digest)
         try:
             data = self.blobs.get(key)

@@ -19,7 +19,6 @@ from tierstore.blobs.base import BlobStore
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.forks import begin
 from tierstore.format.keys import QUARANTINE, quarantine_key
-from tierstore.format.layout import Mark, parse_mark
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.ids import split_digests
 from tierstore.modelstore.home.refs import whoami
@@ -67,6 +66,8 @@ class Quarantine:
         return {pack: known.get(pack, frozenset()) for pack in marked}
 
     def _read(self, pack: bytes) -> frozenset[bytes] | None:
+        from tierstore.format.layout import parse_mark
+
         key = quarantine_key(pack)
         try:
             mark = parse_mark(self._home_blobs.get(key), pack, f"quarantine mark {key}")
@@ -89,6 +90,8 @@ class Quarantine:
         Raises:
             BackendError: Home did not take the mark.
         """
+        from tierstore.format.layout import Mark, parse_mark
+
         key = quarantine_key(pack)
         body = Mark(
             pack=pack,

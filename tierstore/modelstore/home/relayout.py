@@ -14,12 +14,11 @@ from typing import Self
 
 from tierstore.errors import BackendError, Damaged, NotFound, TierstoreError, Unreachable
 from tierstore.format.keys import layout_key
-from tierstore.format.layout import parse_layout, seal_layout
+from tierstore.format.layout import seal_layout
 from tierstore.format.manifest import Manifest
 from tierstore.format.storeconfig import check_features
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest, split_digests
-from tierstore.modelstore.home.ahead import parallel
 from tierstore.modelstore.home.clock import running_s
 from tierstore.modelstore.home.confirm import gone_packs, lost_since
 from tierstore.modelstore.home.footers import ListedPacks, list_packs, read_all_chunks
@@ -242,26 +241,12 @@ def _write(home: Home, layout: NewLayout) -> bool:
     return False
 
 
-def tables_of(home: Home, manifests: Sequence[tuple[Digest, Manifest]]) -> list[ChunkTable]:
-    """Return the places of the chunks of manifests, from their layouts.
-
-    Those that are missing are made anew from the packs, if these are few, and written.
+def made_anew(home: Home, lacking: Sequence[tuple[Digest, Manifest]]) -> list[NewLayout]:
+    """Make layouts that are missing anew from the packs, if these are few, and write them.
 
     Raises:
-        Damaged: A layout is damaged.
-        NotFound: A layout does not list a chunk of its manifest, or a chunk is in no pack; or a
-            layout is missing, and there are many packs.
+        NotFound: A chunk is in no pack, or there are many packs.
     """
-    found = parallel(lambda pair: home.layout_if_there(*pair), manifests)
-    lacking = [pair for pair, table in zip(manifests, found, strict=True) if table is None]
-    made = {one.manifest: one for one in _made_anew(home, lacking)} if lacking else {}
-    return [
-        parse_layout(made[digest].sealed, digest, layout_key(digest)) if table is None else table
-        for (digest, _), table in zip(manifests, found, strict=True)
-    ]
-
-
-def _made_anew(home: Home, lacking: Sequence[tuple[Digest, Manifest]]) -> list[NewLayout]:
     what = f"layout {layout_key(lacking[0][0])} is missing from {home.blobs.url}"
     listed = list_packs(home.packs, MOST_PACKS)
     if len(listed.packs) > MOST_PACKS:

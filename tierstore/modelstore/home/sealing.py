@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 
 import blake3
 import msgspec
@@ -38,7 +38,7 @@ def seal_fit(home: Home, manifest: Manifest, is_again: bool) -> tuple[Digest, by
             salt = blake3.blake3(digest.raw, derive_key_context=_CONTEXT).digest(SALT_BYTES)
             digest, sealed = seal_manifest(msgspec.structs.replace(manifest, salt=salt))
     except Damaged:  # then any other name is safe, and the look after the entry says what is wrong
-        salt = secrets.token_bytes(SALT_BYTES)
+        salt = os.urandom(SALT_BYTES)
         digest, sealed = seal_manifest(msgspec.structs.replace(manifest, salt=salt))
     return digest, sealed
 

@@ -8,7 +8,7 @@ so, and who names a version looks at its packs after that.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from tierstore.errors import Conflict, NotFound, TierstoreError
 from tierstore.format.keys import version_key
@@ -16,7 +16,6 @@ from tierstore.format.reflog import Action, RefEntry
 from tierstore.format.storeconfig import reclaims
 from tierstore.ids import Digest
 from tierstore.modelstore.home.ahead import parallel
-from tierstore.modelstore.home.chain import Chain, find_chain
 from tierstore.modelstore.home.home import Home, read_config
 from tierstore.modelstore.home.refs import RefLog, RefTarget
 from tierstore.modelstore.home.reserve import with_reserve
@@ -31,7 +30,10 @@ from tierstore.modelstore.names.removalprotocol import (
 from tierstore.modelstore.names.removed import PURGE, Removals
 from tierstore.modelstore.version import Version, version_of
 
-Keep: TypeAlias = Callable[[str, Callable[[], Iterable[Chain]], bool], None]
+if TYPE_CHECKING:
+    from tierstore.modelstore.home.chain import Chain
+
+Keep: TypeAlias = "Callable[[str, Callable[[], Iterable[Chain]], bool], None]"
 """Sees to it that packs stay, or raises ``NotFound``.
 
 It gets what the versions are called, a function that returns how they are read, and whether they
@@ -174,6 +176,8 @@ class Named:
             NotFound: A member is removed, or packs are gone.
             Conflict: A member was removed and brought back just now.
         """
+        from tierstore.modelstore.home.chain import find_chain
+
         home, members = self._home, self.members(version)
         for member in members:
             if self.protocol.stop(member.model, member.number, note):
@@ -205,6 +209,8 @@ class Named:
 
     def keep_digest(self, what: str, digest: Digest, were_removed: bool) -> None:
         """See to it that all stays which reading a manifest needs."""
+        from tierstore.modelstore.home.chain import find_chain
+
         self._keep(what, lambda: [find_chain(self._home, digest)], were_removed)
 
     def _were_removed(self, versions: Iterable[Version]) -> bool:

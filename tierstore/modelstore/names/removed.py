@@ -13,16 +13,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, repeat, takewhile
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.format.keys import REMOVED_LOG, VERSION_LOG, entry_key, ref_prefix
 from tierstore.format.reflog import RefEntry, parse_entry
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.probe import certain_now_s
-from tierstore.modelstore.home.retention import Over, read_over, window_s
 from tierstore.modelstore.version import RELEASED, when
 from tierstore.shown import time_text
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.home.retention import Over
 
 _log = logging.getLogger("tierstore.refs")
 _LAST_S = datetime.max.replace(tzinfo=UTC).timestamp() - 1
@@ -255,6 +257,8 @@ class Removals:
         removed = self.of(model)
         if not removed:
             return set()
+        from tierstore.modelstore.home.retention import read_over, window_s
+
         if self._now is None:
             self._now = certain_now_s(self._home.blobs), read_over(self._home.blobs)
         now_s, over = self._now
@@ -271,6 +275,8 @@ class Removals:
 
     def until(self, model: str, entry: RefEntry) -> datetime:
         """Return until when what an entry removed can be brought back for certain."""
+        from tierstore.modelstore.home.retention import read_over, window_s
+
         is_over = read_over(self._home.blobs).has(model, entry)
         return window_end(entry, window_s(self._home.blobs, model), is_over=is_over)
 

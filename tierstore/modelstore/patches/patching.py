@@ -21,10 +21,9 @@ from tierstore.format.reflog import RefEntry
 from tierstore.format.safetensors import TensorInfo, parse_header
 from tierstore.format.table import ChunkTable
 from tierstore.ids import Digest
-from tierstore.modelstore.home.chain import Chain, patch_manifests, readable_chain
+from tierstore.modelstore.home.chain import Chain, patch_manifests, readable_chain, tables_of
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.readerlease import Hold
-from tierstore.modelstore.home.relayout import tables_of
 from tierstore.modelstore.home.settling import Publication
 from tierstore.modelstore.loading.model import stats_of
 from tierstore.modelstore.loading.opener import Opener

@@ -12,6 +12,7 @@ from tierstore.format.table import ChunkPlace
 from tierstore.modelstore.chunks.plan import batches
 from tierstore.modelstore.chunks.reader import ChunkReader, OnChunk
 from tierstore.modelstore.chunks.sharing import Want
+from tierstore.modelstore.defaults import HOT
 from tierstore.modelstore.home.home import chunks_of
 from tierstore.modelstore.loading.arrays import new_bytes
 from tierstore.modelstore.loading.model import LoadStats, counted, stats_of
@@ -24,7 +25,6 @@ from tierstore.tiers.hot.shared import SharedHot
 from tierstore.tiers.hot.tiers import HotTiers
 from tierstore.tiers.node.local import LocalHot, disk_size
 
-HOT = "hot"
 _BATCH_BYTES = 128 << 20
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from tierstore.modelstore.home.chain import Chain
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.version import Version
 
 if TYPE_CHECKING:
+    from tierstore.modelstore.home.chain import Chain
     from tierstore.modelstore.reclaim.keeping import Keeping
 
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import blake3
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import BackendError, Damaged, TierstoreError, UnsupportedFormat
-from tierstore.format.table import ChunkPlace
 from tierstore.format.tiers import TierSpec
 from tierstore.ids import Buffer
 from tierstore.tiers.stats import TierStats
+
+if TYPE_CHECKING:
+    from tierstore.format.table import ChunkPlace
 
 BATCH_BYTES = 16 << 20
 """The most bytes of frames that are read or written at once."""

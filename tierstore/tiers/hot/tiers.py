@@ -8,17 +8,19 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from tierstore.format.checks import Verified
-from tierstore.format.table import ChunkPlace
-from tierstore.ids import Buffer
-from tierstore.placement.base import Access
-from tierstore.tiers.activity import Activity
-from tierstore.tiers.base import ChunkRead, HeatSink
 from tierstore.tiers.hot.flight import Flights
 from tierstore.tiers.hot.offers import Filler
 from tierstore.tiers.hot.shared import BATCH_BYTES, SharedHot, frame_key
-from tierstore.tiers.node.local import LocalHot
+
+if TYPE_CHECKING:
+    from tierstore.format.checks import Verified
+    from tierstore.format.table import ChunkPlace
+    from tierstore.ids import Buffer
+    from tierstore.tiers.activity import Activity
+    from tierstore.tiers.base import ChunkRead, HeatSink
+    from tierstore.tiers.node.local import LocalHot
 
 _BUDGET_BYTES = 64 << 20
 _CLOSE_S = 30.0
@@ -79,6 +81,8 @@ class HotTiers:
 
     def _record(self, reads: Sequence[ChunkRead], when: float) -> None:
         if self.local is not None:
+            from tierstore.placement.base import Access
+
             self.local.record([Access(read.digest, read.plain_bytes, when) for read in reads])
         if self._heat is not None:
             self._heat.record(reads)
@@ -108,6 +112,8 @@ class HotTiers:
                 tier.stats.count(rejected=1)
 
     def _take_plain(self, batch: Sequence[tuple[tuple[bytes, bool], memoryview]]) -> None:
+        from tierstore.placement.base import Access
+
         assert self.local is not None
         self.drain()  # the policy is told of a read before what it brought is offered
         now = time.time()

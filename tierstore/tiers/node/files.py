@@ -29,7 +29,7 @@ from pathlib import Path
 from tierstore import locks
 from tierstore.folders import Owners
 from tierstore.format.checks import digest_of
-from tierstore.format.manifest import MAX_CHUNK
+from tierstore.format.chunking import MAX_CHUNK
 from tierstore.ids import DIGEST_BYTES, Buffer
 
 _TEMP = "tmp~"

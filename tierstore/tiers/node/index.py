@@ -27,7 +27,7 @@ from typing import NamedTuple, NoReturn
 from tierstore import locks
 from tierstore.folders import Owners
 from tierstore.forks import begin, leave
-from tierstore.format.manifest import MAX_CHUNK
+from tierstore.format.chunking import MAX_CHUNK
 from tierstore.ids import DIGEST_BYTES
 
 _log = logging.getLogger("tierstore.tiers")

@@ -16,8 +16,9 @@ import msgspec
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat, UsageError
 from tierstore.format import keys
+from tierstore.format.chunking import DEFAULT_CHUNK, is_chunk_size
 from tierstore.format.keys import RETENTION
-from tierstore.format.manifest import DEFAULT_CHUNK, Manifest, is_chunk_size
+from tierstore.format.manifest import Manifest
 from tierstore.format.sealed import Kind, unseal_body
 from tierstore.format.storeconfig import (
     RECLAIM_FEATURE,
