@@ -54,7 +54,7 @@ def store_of(kind: str, size: int, folder: Path) -> Place:
     return place
 
 
-def grown_of(kind: str, folder: Path) -> dict[str, tuple[int, int, float]]:
+def grown_of(kind: str, folder: Path) -> dict[str, tuple[float, ...]]:
     """What asks more in the larger store than it may: both counts, and how much more for each."""
     small, large = SIZES[kind]
     counts: dict[str, list[int]] = {name: [] for name in OPERATIONS}
