@@ -4667,7 +4667,8 @@ _REMOVAL = (
         "variants-of-before",
         "SPEC 9.1: Variants that were made since it was announced are looked at, too.",
         "modelstore/reclaim/removal.py",
-        "        contents = holders.contents(model, present)\n        if gone",
+        "        contents = holders.contents(model, self._readable(model, present))\n"
+        "        if gone",
         "        contents = vars(holders).setdefault(model, holders.contents(model, present))\n"
         "        if gone",
         (
@@ -4940,11 +4941,12 @@ _REMOVAL = (
         "older-patches-on-equal-content",
         "docs/reference/promises.md: A removal of what a patch lies on is refused.",
         "modelstore/reclaim/removal.py",
-        "        if all(below):",
-        "        if True:",
+        "chains = holders.chains(model, stays)",
+        "chains = holders.chains(model, {n: one for n, one in stays.items() if n > min(numbers)})",
         (
             "integration/test_removal.py::"
             "test_what_a_patch_lies_on_stays_by_any_version_of_that_content",
+            "integration/test_copy.py::test_what_a_patch_lies_on_is_not_removed_if_it_came_later",
         ),
     ),
     Mutation(
@@ -6767,9 +6769,28 @@ _LOST_LOGS = (
         "given-up-and-not-in-the-log",
         "SPEC 9: sequence numbers run without gaps; 10.2: an entry takes the place of a lost one.",
         "modelstore/reclaim/removal.py",
-        "        giving_up.carry_out(giving_up.lost_of(named), force=force)\n",
+        "            giving_up.fill(lost)\n",
         "",
         ("integration/test_lost_logs.py::test_what_nobody_can_bring_back_is_given_up",),
+    ),
+    Mutation(
+        "given-up-before-the-others-are-looked-at",
+        "SPEC 10.2: An entry takes the place of a lost one as the version is removed.",
+        "modelstore/reclaim/removal.py",
+        "            self._look(replace(others, lost=lost), Holders(self._names))\n",
+        "",
+        ("integration/test_lost_logs.py::test_nothing_is_given_up_where_a_removal_is_refused",),
+    ),
+    Mutation(
+        "removed-by-an-alias-that-is-not-there",
+        "CHANGELOG: No removed version is meant by an alias or a release that is not there.",
+        "modelstore/reclaim/removedlist.py",
+        "if ref.alias is not None or ref.release is not None:",
+        "if False:",
+        (
+            "integration/test_removal.py::test_an_alias_that_is_not_there_names_nothing_removed",
+            "integration/test_purge.py::test_an_alias_that_is_not_there_purges_nothing",
+        ),
     ),
     Mutation(
         "given-up-and-mendable",

@@ -127,6 +127,25 @@ def test_quiet(name: str, run: Program) -> None:
     assert (done.code, done.out.split(), done.err) == (0, expected.split(), "")
 
 
+def test_who_purges_is_asked_about_the_versions_that_are_meant(
+    run: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An alias, or a model alone, may mean another version than who typed it believes."""
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    asked: list[str] = []
+
+    def confirm(text: str, abort: bool) -> None:
+        asked.append(text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("typer.confirm", confirm)
+    assert run("rm", "m", "n", "--purge", "--force").code == 130
+    assert asked == ["Delete m@4, n@1 for good?"]
+    for ref in ("m@stagign", "m@release:nosuch"):
+        assert run("rm", ref, "--purge").code == 5
+    assert asked[1:] == []
+
+
 def test_rules_that_remove_too_much_of_one_model_are_kept_for_the_others(run: Program) -> None:
     done = run("forget", "m", "p", "--keep-last", "4", "--keep-tag", "x", "--most-percent", "20")
     assert (done.code, done.err) == (0, "")

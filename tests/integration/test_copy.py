@@ -240,6 +240,17 @@ def test_a_damaged_delta_is_refused(
     assert len(target.versions("m")) == 1
 
 
+def test_what_a_patch_lies_on_is_not_removed_if_it_came_later(source: Store, target: Store) -> None:
+    source.save("m", model())
+    source.patch("m@1", {"emb": ROWS})
+    enable(target._parts.home, wait_s=0)
+    copied(source, "m@2", target)
+    copied(source, "m@1", target)
+    target.save("m", model(9), base=None)
+    with pytest.raises(Conflict, match="m@2 is needed by patch m@1, which lies on it"):
+        target.remove("m@2")
+
+
 def test_variants_go_with_their_version(source: Store, target: Store) -> None:
     source.save("m", model(1))
     source.save("m", model())

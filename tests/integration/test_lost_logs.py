@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -254,6 +255,19 @@ def test_what_something_names_is_not_given_up(store: Store, blobs: MemoryStore, 
     with pytest.raises(Conflict, match=r"m@5, of which the entry is lost, is named by "):
         store.remove("m@5", force=True)
     assert entry(5) not in {info.key for info in blobs.list(REFS)}
+
+
+@pytest.mark.parametrize("how", ["another that is not there", "one that is named", "all"])
+def test_nothing_is_given_up_where_a_removal_is_refused(
+    store: Store, blobs: MemoryStore, how: str
+) -> None:
+    store.alias("m", "prod", "m@4")
+    lose(blobs, 3, hint=False)
+    refs = ("m@3", "m@99" if how == "another that is not there" else "m@4")
+    remove = partial(store.remove_model, "m") if how == "all" else partial(store.remove, *refs)
+    with pytest.raises((NotFound, Conflict), match=r"m@99 does not exist|needed by alias prod"):
+        remove()
+    assert entry(3) not in {info.key for info in blobs.list(REFS)}
 
 
 def test_a_lost_release_is_given_up(store: Store, blobs: MemoryStore) -> None:

@@ -400,6 +400,16 @@ def test_it_waits_for_saves_that_run_and_goes_on_when_asked(
     assert purges(store).run() == []
 
 
+def test_an_alias_that_is_not_there_purges_nothing(store: Store) -> None:
+    store.remove("m@1")
+    for ref in ("m@stagign", "m@release:nosuch"):
+        with pytest.raises(NotFound):
+            purges(store).plan(ref)
+        with pytest.raises(NotFound):
+            purge(store, ref)
+    assert not store.deleted("m")[0].is_purged
+
+
 def test_it_waits_for_what_this_process_reads(store: Store, blobs: MemoryStore) -> None:
     """Others that read it are a reason to refuse; who purges can end what it reads itself."""
     model = store.load("m@1")

@@ -494,6 +494,15 @@ def test_undelete_of_what_is_not_removed(store: Store) -> None:
     assert str(store.undelete("m")) == "m@1", "the only one"
 
 
+@pytest.mark.parametrize("ref", ["m@stagign", "m@release:nosuch", "m@release:nosuch@2"])
+def test_an_alias_that_is_not_there_names_nothing_removed(store: Store, ref: str) -> None:
+    """Though one version alone is removed."""
+    store.remove("m@1")
+    with pytest.raises(NotFound, match=r"stagign|nosuch"):
+        store.undelete(ref)
+    assert len(store.deleted("m")) == 1
+
+
 @pytest.mark.parametrize("how", ["of the version", "of the variant"])
 def test_undelete_of_what_is_gone_is_too_late(store: Store, how: str) -> None:
     blobs = store._blobs

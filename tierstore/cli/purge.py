@@ -37,10 +37,11 @@ def purge(
         )
     with cli.open() as store:
         named = [str(one) for ref in refs for one in _versions(store, ref)] if every else [*refs]
+        versions = store.purges.versions(*named)  # what was agreed to is what goes
         if not yes:
-            typer.confirm(f"Delete {', '.join(named)} for good?", abort=True)
+            typer.confirm(f"Delete {', '.join(map(str, versions))} for good?", abort=True)
         with cli.progress("purging"):
-            found = store.purge(*named, force=force or every, message=message)
+            found = store.purge(*versions, force=force or every, message=message)
     _show_each(cli, found)
 
 

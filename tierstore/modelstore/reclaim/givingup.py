@@ -76,18 +76,22 @@ class GivingUp:
             return False
         return True
 
-    def carry_out(self, lost: Mapping[str, Sequence[int]], *, force: bool) -> None:
-        """Put entries in the place of those that are lost, so that they can be removed.
+    def check(self, lost: Mapping[str, Sequence[int]], *, force: bool) -> None:
+        """Raise ``Conflict`` where something says what one of them was, or names it.
 
         Args:
             lost: The numbers of versions by model.
             force: Whether the newest version of a model may be among them.
-
-        Raises:
-            Conflict: Something says what one was, or names it; nothing was written.
         """
         for model, every in lost.items():
             self._check(model, every, force=force)
+
+    def fill(self, lost: Mapping[str, Sequence[int]]) -> None:
+        """Put entries in the place of those that are lost, so that they can be removed.
+
+        Raises:
+            Conflict: One has come back meanwhile.
+        """
         for model, every in lost.items():
             self._fill(model, every)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from tierstore.arguments import as_message
 from tierstore.errors import Conflict, Damaged, NotFound, TierstoreError, UsageError
@@ -44,11 +44,13 @@ class Plan:
         going: Their numbers, rising, by model; releases before their members.
         stops_for_readers: Whether who reads one of them keeps all.
         is_by_rules: Whether what aliases left lately keeps all, too.
+        lost: Numbers of versions of which the entries are lost, by model: nobody looks at these.
     """
 
     going: Mapping[str, Sequence[int]]
     stops_for_readers: bool = True
     is_by_rules: bool = False
+    lost: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def look(self, names: Names, holders: Holders) -> None:
         """Raise ``Conflict`` when somebody needs one of them, with all the reasons.
@@ -72,7 +74,7 @@ class Plan:
         found = []
         for model, numbers in self.going.items():
             present, announced = numbers_in_force(names, model)
-            contents = holders.contents(model, present)
+            contents = holders.contents(model, self._readable(model, present))
             goes = {digest for n in numbers if n in contents for digest in contents[n].digests}
             found += [
                 (model, number)
@@ -81,12 +83,16 @@ class Plan:
             ]
         return found
 
+    def _readable(self, model: str, numbers: Iterable[int]) -> list[int]:
+        lost = self.lost.get(model, ())
+        return [number for number in numbers if number not in lost]
+
     def _needed(
         self, names: Names, holders: Holders, model: str, numbers: Sequence[int]
     ) -> Reasons:
         """Return who needs versions of a model, by number."""
         present, announced = numbers_in_force(names, model)
-        contents = holders.contents(model, present)
+        contents = holders.contents(model, self._readable(model, present))
         if gone := [number for number in numbers if number not in contents]:
             raise Conflict(gone_meanwhile(model, gone[0]))
         going = {number: contents[number] for number in numbers}
@@ -105,13 +111,8 @@ class Plan:
         needed = holders.named(
             model, going, staying, aliases, releases, readers=self.stops_for_readers
         )
-        first = min(numbers)
-        below = (number in stays and number not in announced for number in range(1, first))
-        if all(below):  # a patch that is older lies on one of these, of content that stays
-            patches = {number: one for number, one in stays.items() if number > first}
-        else:
-            patches = stays
-        chains = holders.chains(model, patches)
+        # older ones as well: a patch may have been copied before what it lies on
+        chains = holders.chains(model, stays)
         for number, content in going.items():
             patch = chains.get(content.entry.manifest or "")
             if patch is not None and content.entry.manifest not in staying:
@@ -137,11 +138,22 @@ class Removing:
         note = as_message(message)
         check_enabled(self._home)
         named = [as_text(ref) for ref in refs]
-        giving_up = GivingUp(self._home, Holders(self._names))
-        giving_up.carry_out(giving_up.lost_of(named), force=force)
-        versions = [self._names.resolve(ref) for ref in named]
-        if not versions:
+        if not named:
             raise UsageError("no version was named; give references, such as 'ranker@3'")
+        giving_up = GivingUp(self._home, Holders(self._names))
+        if lost := giving_up.lost_of(named):
+            giving_up.check(lost, force=force)
+            # all that may refuse it comes first: an entry that was written stays
+            left = [ref for ref in named if not _is_among(ref, lost)]
+            others = self._planned(map(self._names.resolve, left), force=force)
+            self._look(replace(others, lost=lost), Holders(self._names))
+            giving_up.fill(lost)
+        versions = [self._names.resolve(ref) for ref in named]
+        plan = self._planned(versions, force=force)
+        self.carry_out(plan, Holders(self._names), note)
+        return list(dict.fromkeys(versions))
+
+    def _planned(self, versions: Iterable[Version], *, force: bool) -> Plan:
         going: dict[str, set[int]] = {}
         for version in _releases_first(versions):
             if version.variant is not None:
@@ -152,9 +164,7 @@ class Removing:
             going.setdefault(version.model, set()).add(version.number)
         if not force:
             self._refuse_newest(going)
-        plan = Plan({model: sorted(numbers) for model, numbers in going.items()})
-        self.carry_out(plan, Holders(self._names), note)
-        return list(dict.fromkeys(versions))
+        return Plan({model: sorted(numbers) for model, numbers in going.items()})
 
     def purge(self, versions: Iterable[Version], *, force: bool, note: str) -> None:
         """Remove versions for good: those in force all or none, and those that are removed.
@@ -232,10 +242,14 @@ class Removing:
         names = [check_name("model", model) for model in models]
         check_enabled(self._home)
         giving_up = GivingUp(self._home, Holders(self._names))
-        lost = {name: numbers for name in names if (numbers := giving_up.all_of(name))}
-        giving_up.carry_out(lost, force=True)
-        versions = [version for name in names for version in self._names.versions(name)]
-        return self.remove(versions, force=True, message=message)
+        refs: list[str | Version] = []
+        for name in names:
+            if lost := giving_up.all_of(name):  # versions cannot be listed then
+                present, _ = numbers_in_force(self._names, name)
+                refs += [f"{name}@{number}" for number in sorted({*present, *lost})]
+            else:
+                refs += self._names.versions(name)
+        return self.remove(refs, force=True, message=message)
 
     def _refuse_newest(self, going: Mapping[str, Iterable[int]]) -> None:
         for model, numbers in going.items():
@@ -362,6 +376,11 @@ class Removing:
             self._names.named.see_whole(version, f"{version} names it again")
         except (NotFound, Damaged) as error:
             raise NotFound(f"it is too late for {version}: {error}") from error
+
+
+def _is_among(ref: str, numbers: Mapping[str, Sequence[int]]) -> bool:
+    parsed = ModelRef.parse(ref)
+    return parsed.number in numbers.get(parsed.model, ())
 
 
 def _releases_first(versions: Iterable[Version]) -> list[Version]:

@@ -92,12 +92,16 @@ class RemovedListing:
 def removed_version(names: Names, ref: ModelRef) -> Version:
     """Return the removed version that a reference names; a model alone means none that was purged.
 
+    An alias and a release name none: what they name is in force.
+
     Raises:
         UsageError: It names none, or several.
-        NotFound: There is no such version.
+        NotFound: There is no such version, alias or release.
     """
     if ref.variant is not None:
         raise UsageError(f"{ref} is a variant: it comes back with its version")
+    if ref.alias is not None or ref.release is not None:
+        raise _not_removed(names, ref)
     removed = names.removals.of(ref.model)
     found = numbered(names.home, ref.model, removed)
     if ref.number is not None:
@@ -113,5 +117,9 @@ def removed_version(names: Names, ref: ModelRef) -> Version:
         raise UsageError(
             f"{len(chosen)} removed versions are meant by {ref}, {some} among them; name one"
         )
+    raise _not_removed(names, ref)
+
+
+def _not_removed(names: Names, ref: ModelRef) -> UsageError:
     names.resolve(str(ref))  # says what does not exist
-    raise UsageError(f"{ref} is not removed; 'tierstore ls --deleted' lists what is")
+    return UsageError(f"{ref} is not removed; 'tierstore ls --deleted' lists what is")

@@ -102,9 +102,7 @@ class Purges:
         """
         note = as_message(message)
         check_enabled(self._home)
-        versions = list({str(one): one for one in map(self._any_version, refs)}.values())
-        if not versions:
-            raise UsageError("no version was named; give references, such as 'ranker@3'")
+        versions = self.versions(*refs)
         known = {(one.model, one.version): one.id for one in reversed(self._orders.all())}
         new = [one for one in versions if not self._is_purged(one.model, one.number)]
         given = self._give([one for one in versions if one in new or _key(one) not in known], note)
@@ -138,9 +136,7 @@ class Purges:
             >>> plan.chunks, plan.shared_chunks, plan.refused
             (1, 0, None)
         """
-        versions = list({str(one): one for one in map(self._any_version, refs)}.values())
-        if not versions:
-            raise UsageError("no version was named; give references, such as 'ranker@3'")
+        versions = self.versions(*refs)
         refused = None
         try:
             self._removing.look_at_purge(versions, force=force)
@@ -171,8 +167,29 @@ class Purges:
         for order, content in noted(self._home, [given[one] for one in given.keys() - there]):
             self._create(given[order.id], content)
 
+    def versions(self, *refs: str | Version) -> list[Version]:
+        """Return the versions that would be purged: what references name, removed or not.
+
+        Args:
+            refs: The references.
+
+        Raises:
+            UsageError: No version was named, or a variant alone.
+            NotFound: There is no such version.
+            BackendError: The store's home cannot be asked.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)}, alias="prod")
+            >>> [str(version) for version in store.purges.versions("ranker@prod")]
+            ['ranker@1']
+        """
+        found = list({str(one): one for one in map(self._any_version, refs)}.values())
+        if not found:
+            raise UsageError("no version was named; give references, such as 'ranker@3'")
+        return found
+
     def _any_version(self, ref: str | Version) -> Version:
-        """Return the version that a reference names, removed or not."""
         try:
             version = self._names.resolve(as_text(ref))
         except NotFound:
