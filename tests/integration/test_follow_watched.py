@@ -115,7 +115,11 @@ def test_a_mount_that_says_for_long_what_is_missing(
     store: tierstore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a client of NFS may; it asks the server for a file that was replaced."""
-    with Follower(store, "m@prod", lambda _: None, poll_s=3600, read=False) as one:
+    monkeypatch.setattr(LocalStore, "local", False)
+    with (
+        tierstore.open(store.url) as mounted,
+        Follower(mounted, "m@prod", lambda _: None, poll_s=3600, read=False) as one,
+    ):
         wait_until(lambda: one.status.swaps == 1, "it serves the first one")
         monkeypatch.setattr(LocalStore, "present", lambda self, keys: set())
         save(store, 2)

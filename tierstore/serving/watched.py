@@ -32,7 +32,7 @@ class Watched:
         logs = [home.log(ref.model, name) for name in _logs(ref, order, removals=self._reclaims)]
         # A client of a network file system may go on for a minute saying that a file is missing
         # which it has looked for before; it does not with one that is replaced.
-        self._hints = [(log, log.hinted()) for log in logs] if home.blobs.local else []
+        self._hints = [(log, log.hinted()) for log in logs] if _is_mount(home) else []
         ends = [(log, log.last()) for log in logs]
         self._next = [log.key_of(last.seq + 1 if last else 1) for log, last in ends]
 
@@ -43,6 +43,10 @@ class Watched:
         if any(log.hinted() != hint for log, hint in self._hints):
             return True
         return bool(self._home.blobs.present(self._next))
+
+
+def _is_mount(home: Home) -> bool:
+    return home.blobs.url.startswith("file:") and not home.blobs.local
 
 
 def _logs(ref: ModelRef, order: Sequence[str], *, removals: bool) -> Iterator[str]:
