@@ -7108,9 +7108,9 @@ _PROMISES = (
         "hint-after-its-entry",
         "SPEC 11: ref entry: now the version exists, and `HEAD`.",
         "modelstore/home/refs.py",
-        "            if create_once(self._home_blobs, self.key_of(seq),",
-        "            self._hint(seq)\n"
-        "            if create_once(self._home_blobs, self.key_of(seq),",
+        "                is_own = create_once(self._home_blobs, self.key_of(seq),",
+        "                self._hint(seq)\n"
+        "                is_own = create_once(self._home_blobs, self.key_of(seq),",
         (
             "integration/test_crash.py::test_a_crash_after_every_write",
             "integration/test_patches.py::test_a_crash_leaves_the_old_or_the_new",
@@ -7685,7 +7685,7 @@ _CONDEMNED_MANIFESTS = (
         "refused-and-published-no-more",
         "SPEC 11: The writer MAY go on with a new salt.",
         "modelstore/home/settling.py",
-        "            if error.digest != digest or not left:\n",
+        "            if error.digest != digest:\n",
         "            if True:\n",
         (
             "integration/test_taken_back.py::"
@@ -7756,6 +7756,33 @@ _CONDEMNED_MANIFESTS = (
         "home.condemned.replace(merged, (), every, run=run, now_us=now_us)",
         "home.condemned.replace(merged, (), (), run=run, now_us=now_us)",
         ("integration/test_condemned_manifests.py::test_many_segments_of_manifests_become_one",),
+    ),
+    Mutation(
+        "entry-whose-answer-was-lost-is-not-taken-back",
+        "SPEC 9: A writer that lost the answer reads the entry back.",
+        "modelstore/home/settling.py",
+        "            entry = what.own(error)\n",
+        "            pass\n",
+        ("integration/test_taken_back.py::test_an_entry_whose_answer_was_lost_is_ones_own",),
+    ),
+    Mutation(
+        "entry-of-another-writer-is-taken-for-ones-own",
+        "SPEC 9: It is its own if and only if `write_id` is.",
+        "modelstore/home/refs.py",
+        "        if there is None or there.write_id != entry.write_id:\n",
+        "        if there is None:\n",
+        ("unit/test_modelstore_refs.py::test_a_place_that_another_writer_took_is_not_ours",),
+    ),
+    Mutation(
+        "undurable-entry-that-is-not-taken-back",
+        "SPEC 11: When its manifest is condemned by now the writer MUST take its entry back.",
+        "modelstore/home/settling.py",
+        "            entry = what.own(error)\n",
+        "            entry = None if isinstance(error, NotDurable) else what.own(error)\n",
+        (
+            "integration/test_taken_back.py::"
+            "test_what_may_be_taken_back_by_a_power_loss_is_refused_as_well",
+        ),
     ),
     Mutation(
         "purged-and-brought-back",

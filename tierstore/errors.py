@@ -114,7 +114,13 @@ class OtherHome(TierstoreError):
 
 
 class BackendError(TierstoreError):
-    """The storage behind a blob store failed."""
+    """The storage behind a blob store failed.
+
+    Attributes:
+        unanswered: What may have been written all the same: the entry of a log whose put ended so.
+    """
+
+    unanswered: object = None
 
 
 class PermissionDenied(BackendError, PermissionError):

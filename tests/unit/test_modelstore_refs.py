@@ -200,8 +200,9 @@ def test_a_place_that_another_writer_took_is_not_ours() -> None:
             return Unreachable("no answer")  # the write was lost, and somebody else has the place
         return None
 
-    with pytest.raises(Unreachable):
+    with pytest.raises(Unreachable) as lost:
         RefLog(FaultyStore(home, plan), "m", "versions").append("publish", publish)
+    assert other.own(lost.value) is None
     assert taken == [1]
     assert RefLog(home, "m", "versions").append("publish", publish).seq == 2
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from tierstore.copying.report import CopiedVersion
 from tierstore.copying.versions import VersionCopy
+from tierstore.errors import BackendError
 from tierstore.format.keys import VARIANTS
 from tierstore.format.reflog import RefEntry, that_count
 from tierstore.ids import Digest
@@ -135,7 +136,11 @@ class ModelCopy:
 
         def append(digest: Digest) -> RefEntry:
             if self._keep_numbers:
-                self._hold_numbers(origin.seq, digest)
+                try:
+                    self._hold_numbers(origin.seq, digest)
+                except BackendError as error:
+                    error.unanswered = None  # what that wrote is not the version's entry
+                    raise
             return how.append(digest)
 
         return replace(how, append=append)

@@ -284,10 +284,13 @@ class RefLog:
                 tool=f"tierstore {package_version('tierstore')}",
                 versions=list(versions),
             )
-            if create_once(self._home_blobs, self.key_of(seq), seal_body(Kind.REF, entry)):
-                self._hint(seq)
-                if self._news is not None:
-                    self._news.tell(self._model)
+            try:
+                is_own = create_once(self._home_blobs, self.key_of(seq), seal_body(Kind.REF, entry))
+            except BackendError as error:
+                error.unanswered = entry
+                raise
+            if is_own:
+                self._tell(seq)
                 return entry
         raise Conflict(f"{self.title}: other writers came first {_ATTEMPTS} times; try again later")
 
@@ -304,6 +307,29 @@ class RefLog:
             except BackendError as error:
                 _log.warning("the window is counted by the clock of this machine: %s", error)
         return 0.0
+
+    def own(self, error: BaseException) -> RefEntry | None:
+        """Return the entry that ``append`` has written all the same, though it ended with an error.
+
+        It is this writer's own if and only if its ``write_id`` is; ``None``: it is not there.
+
+        Raises:
+            BackendError: Home cannot be asked.
+        """
+        entry = error.unanswered if isinstance(error, BackendError) else None
+        if not isinstance(entry, RefEntry):
+            return None
+        there = self._find(entry.seq)
+        if there is None or there.write_id != entry.write_id:
+            return None
+        self._tell(entry.seq)
+        return entry
+
+    def _tell(self, seq: int) -> None:
+        """Let readers find an entry that was appended."""
+        self._hint(seq)
+        if self._news is not None:
+            self._news.tell(self._model)
 
     def point_at(self, seq: int) -> None:
         """Let the search for the current entry begin at this one from now on."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, NoReturn, TypeVar
 
-from tierstore.errors import Conflict, TierstoreError
+from tierstore.errors import Conflict, NotDurable, TierstoreError
 from tierstore.ids import Digest
 
 _T = TypeVar("_T")
@@ -28,15 +28,24 @@ class Purged(Conflict):
 
     Args:
         digest: The digest of that manifest.
+        message: What is said of it; by default that it was purged.
     """
 
-    def __init__(self, digest: Digest) -> None:
-        super().__init__(f"exactly the content b3:{digest.hex} was purged meanwhile")
+    def __init__(self, digest: Digest, message: str = "") -> None:
+        default = f"exactly the content b3:{digest.hex} was purged meanwhile"
+        super().__init__(message or default)
         self.digest = digest
+
+    def __reduce__(self) -> tuple[type[Purged], tuple[Digest, str]]:
+        return Purged, (self.digest, str(self))
 
 
 def _nothing(entry: object) -> None:
     """Look at nothing more."""
+
+
+def _none(error: BaseException) -> None:
+    """Find nothing that was written all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +58,15 @@ class Publication(Generic[_T]):
             done.
         look: Looks at what else must stay for it, and raises if that does not.
         below: The digests of the manifests that it lies on, but for those of folds.
+        own: Finds the entry that ``append`` has written although it ended with this error; ``None``
+            where there is none.
     """
 
     append: Callable[[Digest], _T]
     take_back: Callable[[_T, BaseException], str]
     look: Callable[[_T], None] = _nothing
     below: frozenset[bytes] = frozenset()
+    own: Callable[[BaseException], _T | None] = _none
 
 
 def publish(
@@ -70,28 +82,59 @@ def publish(
 
     Raises:
         TierstoreError: What the look ended with; the message says what became of the entry.
-        Conflict: What it lies on was purged, or its own content each time that it was published.
+        Conflict: What it lies on was purged.
+        Purged: Its own content was purged each time that it was published.
+        NotDurable: The entry is there and stays, but a power loss may take it back.
     """
     for left in reversed(range(_ROUNDS)):
         digest = write(left < _ROUNDS - 1)
-        try:
-            entry = what.append(digest)
-        except TierstoreError:  # it may be there all the same
-            with suppress(TierstoreError):
-                look(digest)
-            raise
+        entry, flaw = _append(what, digest, look)
         try:
             what.look(entry)
             look(digest)
-            return entry
         except Purged as error:
-            if error.digest != digest or not left:
+            if error.digest != digest:
                 _refuse(error, what, entry)
+            if not left:
+                _refuse(_each_time(digest), what, entry)
             done = taken_back(partial(what.take_back, entry), error)
             _log.warning("%s. %s, and published under another name", error, done)
         except BaseException as error:
             _refuse(error, what, entry)
+        else:
+            if flaw is not None:
+                raise flaw
+            return entry
     raise AssertionError("the last round returns or raises")
+
+
+def _append(
+    what: Publication[_T], digest: Digest, look: Callable[[Digest], None]
+) -> tuple[_T, NotDurable | None]:
+    """Append the entry that names a manifest; return it, and what is wrong although it is there.
+
+    One whose answer was lost is there as any other, and looked at and taken back likewise.
+    """
+    try:
+        return what.append(digest), None
+    except TierstoreError as error:
+        entry = None
+        with suppress(TierstoreError):
+            entry = what.own(error)
+        if entry is None:  # nobody knows whether it is there: then at least all that it needs is
+            with suppress(TierstoreError):
+                look(digest)
+            raise
+        return entry, error if isinstance(error, NotDurable) else None
+
+
+def _each_time(digest: Digest) -> Purged:
+    return Purged(
+        digest,
+        f"exactly this content was purged each of the {_ROUNDS} times that it was published, at "
+        f"last as b3:{digest.hex}: somebody purges it just now, 'tierstore purge ls' says who. "
+        "Publish it again once that has ended, if it is to be there",
+    )
 
 
 def _refuse(error: BaseException, what: Publication[_T], entry: _T) -> NoReturn:
@@ -110,7 +153,8 @@ def taken_back(take_back: Callable[[BaseException], str], why: BaseException) ->
 def retold(error: BaseException, done: str) -> NoReturn:
     """Raise an error again that says what was done about it."""
     if isinstance(error, TierstoreError):
-        kind = Conflict if isinstance(error, Purged) else type(error)
-        raise kind(f"{error}. {done}") from error
+        if isinstance(error, Purged):
+            raise Purged(error.digest, f"{error}. {done}") from error
+        raise type(error)(f"{error}. {done}") from error
     error.add_note(done)
     raise error

@@ -393,6 +393,7 @@ class Names:
         return Publication(
             lambda digest: self.publish(model, digest, message, after, origin, seen),
             lambda entry, why: self.named.unpublish(version_of(model, entry), why),
+            own=self.home.log(model).own,
         )
 
     def derivation(
@@ -413,7 +414,7 @@ class Names:
             to = RefTarget(version.number, digest.hex)
             return log.append("derive", lambda _: to, message, origin=origin)
 
-        return Publication(append, take_back)
+        return Publication(append, take_back, own=log.own)
 
     def _is_newest(self, model: str, number: int, last: RefEntry | None) -> bool:
         """Return whether all versions behind this one are removed; 0 stands before the first."""

@@ -114,6 +114,7 @@ class Releases:
             lambda digest: log.append(RELEASED, lambda last: target(last, digest), message),
             lambda entry, why: named.unpublish(version_of(name, entry), why),
             lambda entry: named.see(members.values()),
+            own=log.own,
         )
         with WriterLease(self._home.blobs):
             entry = publish(how, lambda is_again: self._write(members, is_again), self._look)

@@ -18,7 +18,7 @@ from tierstore.format.manifest import FileEntry
 from tierstore.format.paths import check_new_path, check_path
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
-from tierstore.modelstore.home.settling import Publication
+from tierstore.modelstore.home.settling import Publication, Purged
 from tierstore.modelstore.loading.opener import VerifiedOpened
 from tierstore.modelstore.names.names import Before
 from tierstore.modelstore.saving.reused_file import reused_file
@@ -163,7 +163,7 @@ class Committer:
 
         Raises:
             HubError: 412, the branch is not at the parent; 404, there is no such branch, or a file
-                was not uploaded.
+                was not uploaded; 409, others keep moving the branch, or purge this content.
             Conflict: The name is that of a release, or differs from another model's only by case.
         """
         others = self._store._names.check_new(repo.name, None).others
@@ -176,6 +176,8 @@ class Committer:
             uploads = self._uploads(repo.name, asked)
             try:
                 return self._publish(repo, branch, parent, asked, others)
+            except Purged as error:
+                raise HubError(409, str(error)) from None
             except Conflict as error:
                 if asked.parent is not None:
                     raise HubError(412, f"{branch} moved meanwhile: {error}") from None
@@ -238,7 +240,8 @@ class Committer:
             saving = self._store._parts.saving
             selection = saving.select_base(files, "auto", model, Before(newest, others))
             with saving.begin(selection) as writer:
-                entry = writer.publish(Publication(append, take_back), files)
+                how = Publication(append, take_back, own=self._store._parts.home.log(model).own)
+                entry = writer.publish(how, files)
         finally:
             for file in files:
                 file.close()
