@@ -7658,8 +7658,8 @@ _CONDEMNED_MANIFESTS = (
         "taken-back-without-asking",
         "SPEC 11: as one that it cannot promise, which stays if somebody names it.",
         "modelstore/names/named.py",
-        "        elif why.digest == version.digest and not self._is_there(version):\n",
-        "        elif why.digest == version.digest:\n",
+        "        elif purged == version.digest and not self._is_there(version):\n",
+        "        elif purged == version.digest:\n",
         (
             "integration/test_taken_back.py::"
             "test_what_is_named_meanwhile_stays_and_another_one_is_published",
@@ -7835,6 +7835,30 @@ _PURGE = (
         (f"{_RECORDS}::test_a_save_of_purged_content_that_was_taken_back_needs_no_order",),
     ),
     Mutation(
+        "purge-of-a-refused-patch-without-an-order",
+        "SPEC 11: A version on what was purged gets an order before it is purged by its writer.",
+        "modelstore/names/named.py",
+        "                give_order(self._home, version.model, version.number, note)\n",
+        "                pass\n",
+        (f"{_RECORDS}::test_a_patch_on_what_was_purged_meanwhile_has_an_order",),
+    ),
+    Mutation(
+        "purge-of-what-a-dead-writer-left-without-an-order",
+        "SPEC 10.1: Before that an order, if no order has its manifest.",
+        "modelstore/reclaim/collector.py",
+        "                    give_order(self._home, model, int(number), note)\n",
+        "                    pass\n",
+        (f"{_RECORDS}::test_a_patch_on_what_was_purged_meanwhile_has_an_order",),
+    ),
+    Mutation(
+        "refused-for-what-was-purged-and-kept-for-a-window",
+        "SPEC 11: Where a manifest was condemned the writer takes its entry back by a `purge`.",
+        "modelstore/names/named.py",
+        "        why = why.__cause__\n",
+        "        return None\n",
+        (f"{_RECORDS}::test_a_patch_on_what_was_purged_meanwhile_has_an_order",),
+    ),
+    Mutation(
         "purge-content-that-waits-for-its-order",
         "SPEC 10.3: Content without an order MAY be deleted a day after it was written.",
         "modelstore/reclaim/purge/purging.py",
@@ -7854,8 +7878,8 @@ _PURGE = (
         "purge-order-made-anew-without-its-content",
         "SPEC 10.3: The name of purged content without a readable order that has its manifest.",
         "modelstore/names/purgerecords.py",
-        "id=unnamed.pop(bytes.fromhex(manifest), own),",
-        "id=own,",
+        "id=unnamed.pop(bytes.fromhex(manifest), _name_of(model, number)),",
+        "id=_name_of(model, number),",
         (f"{_RECORDS}::test_an_order_that_is_lost_keeps_what_nodes_are_to_drop",),
     ),
     Mutation(

@@ -10,17 +10,22 @@ import pytest
 
 from tests.integration.kit import created, equal, opened
 from tests.integration.test_purge import SHARED, found, marks, noise, purges
+from tierstore import Elements
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import NotFound
-from tierstore.format.keys import PURGED, PURGES, REFS, REMOVED_LOG
+from tierstore.format.keys import LEASES, PURGED, PURGES, REFS, REMOVED_LOG
 from tierstore.modelstore.home.refs import RefTarget
+from tierstore.modelstore.home.settling import Purged
 from tierstore.modelstore.names.removalprotocol import purge_lost
+from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.purge import purging
 from tierstore.modelstore.reclaim.purge.purging import Purges
 from tierstore.modelstore.store import Store
+from tierstore.testing.faulty import FaultyStore
 
 LOG = f"{REFS}m/{REMOVED_LOG}/"
+PATCH = {"own": Elements([1], np.full(1, 7, np.uint8))}
 ENDED = "the process that purged ended here"
 
 
@@ -248,6 +253,47 @@ def test_content_of_an_order_that_was_lost_stays(
             purges(other).run()
         assert [info.key for info in blobs.list(PURGED)] == [left]
     is_purged(blobs, cache, monkeypatch)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_patch_on_what_was_purged_meanwhile_has_an_order(
+    store: Store, blobs: MemoryStore, cache: Path, killed: bool
+) -> None:
+    """Whoever ends it: its writer, or if that is killed who collects behind it."""
+    done = list[str]()
+
+    def plan(op: str, key: str, n: int) -> None:
+        if done and killed:
+            raise SystemExit
+        if op == "put_if_absent" and f"{REFS}m/versions/" in key and not done:
+            purges(store).begin(["m@2"], force=False, message=None)
+            done.append(key)
+
+    with (
+        opened(FaultyStore(blobs, plan), cache / "late") as late,
+        pytest.raises(SystemExit if killed else NotFound, match=None if killed else "was purged"),
+    ):
+        late.patch("m@2", PATCH)
+    if killed:
+        blobs.delete([info.key for info in blobs.list(LEASES)])
+        Collector(store._parts.home).run()
+    assert entries(blobs)
+    assert damage(store) == []
+    with opened(blobs, cache / "other") as other:
+        purges(other).run()
+        found = {one.version: one for one in purges(other).all()}
+        assert found.keys() == {"m@2", "m@4"}
+        assert all(one.is_done for one in found.values())
+        assert "purged" in found["m@4"].message
+        assert damage(other) == []
+
+
+def test_a_refused_patch_that_somebody_needs_has_no_order(store: Store, blobs: MemoryStore) -> None:
+    version = store.patch("m@2", PATCH)
+    store.alias("m", "prod", version)
+    why = Purged(store.resolve("m@2").digest)
+    assert "stays" in store._names.named.unpublish(version, why)
+    assert not list(blobs.list(PURGES))
 
 
 def test_purged_content_that_is_damaged_is_found(store: Store, blobs: MemoryStore) -> None:

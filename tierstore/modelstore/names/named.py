@@ -21,6 +21,7 @@ from tierstore.modelstore.home.refs import RefLog, RefTarget
 from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.home.settling import Purged, retold, taken_back
 from tierstore.modelstore.names.members import contents_of, members_of
+from tierstore.modelstore.names.purgerecords import give_order, take_order_back
 from tierstore.modelstore.names.removalprotocol import (
     Removal,
     RemovalProtocol,
@@ -231,12 +232,18 @@ class Named:
         if not reclaims(self._home.config):
             return f"{version} is published all the same: nothing is removed from this store"
         note, is_removed = undone(why), True
-        if not isinstance(why, Purged):
+        purged = _purged(why)
+        if purged is None:
             is_removed = self.remove_own(version, note)
-        elif why.digest == version.digest and not self._is_there(version):
+        elif purged == version.digest and not self._is_there(version):
             purge_lost(self._home, version.model, version.number, note)
         else:
+            is_below = purged != version.digest  # else an order has its manifest
+            if is_below:
+                give_order(self._home, version.model, version.number, note)
             is_removed = self.remove_own(version, note, PURGE)
+            if is_below and not is_removed:
+                take_order_back(self._home, version.model, version.number)
         if is_removed:
             return f"{version} was published, and is removed again"
         return f"{version} was published, and stays, as something needs it by now"
@@ -279,3 +286,10 @@ class Named:
     def members(self, version: Version) -> list[Version]:
         """Return the versions that a release names; none for any other version."""
         return list(members_of(self._home, version).values()) if version.is_release else []
+
+
+def _purged(why: BaseException | None) -> Digest | None:
+    """Return the manifest whose purge an error is about, or what led to it; ``None``: no purge."""
+    while why is not None and not isinstance(why, Purged):
+        why = why.__cause__
+    return None if why is None else why.digest

@@ -5,6 +5,7 @@ SPEC.md section 10.3.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,9 +17,12 @@ from tierstore.errors import Damaged, UnsupportedFormat
 from tierstore.format.keys import PURGED, PURGES
 from tierstore.format.purge import PurgedContent, PurgeOrder
 from tierstore.format.reflog import RefEntry
-from tierstore.format.sealed import Body, Kind, unseal_body
+from tierstore.format.sealed import Body, Kind, seal_body, unseal_body
 from tierstore.ids import split_digests
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.once import create_once
+from tierstore.modelstore.home.refs import whoami
+from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.names.removed import PURGE, Removals
 
 _B = TypeVar("_B", bound=Body)
@@ -106,9 +110,8 @@ def _made_anew(
         manifest = home.log(model).entry(number).manifest
         if manifest is None or bytes.fromhex(manifest) in manifests:
             continue
-        own = blake3.blake3(f"{model}\n{number}".encode()).hexdigest()[:32]
         yield PurgeOrder(
-            id=unnamed.pop(bytes.fromhex(manifest), own),
+            id=unnamed.pop(bytes.fromhex(manifest), _name_of(model, number)),
             time_us=entry.time_us,
             who=entry.who,
             message=entry.message,
@@ -116,6 +119,37 @@ def _made_anew(
             version=number,
             manifest=manifest,
         )
+
+
+def give_order(home: Home, model: str, number: int, note: str) -> None:
+    """Write the order of a version that is removed for good and that nobody asked to purge.
+
+    It was published on what was purged, and its writer, or who collects behind that, ends it. Both
+    give the same order.
+    """
+    manifest = home.log(model).entry(number).manifest
+    assert manifest is not None  # who removes a version knows that
+    order = PurgeOrder(
+        id=_name_of(model, number),
+        time_us=time.time_ns() // 1000,
+        who=whoami(),
+        message=note,
+        model=model,
+        version=number,
+        manifest=manifest,
+    )
+    sealed = seal_body(Kind.PURGE, order)
+    with_reserve(home.blobs, lambda: create_once(home.blobs, PURGES + order.id, sealed))
+
+
+def take_order_back(home: Home, model: str, number: int) -> None:
+    """Delete the order of ``give_order``, as the version stays."""
+    home.blobs.delete([PURGES + _name_of(model, number)])
+
+
+def _name_of(model: str, number: int) -> str:
+    """Return the name of an order that is made of its version."""
+    return blake3.blake3(f"{model}\n{number}".encode()).hexdigest()[:32]
 
 
 def _names(home: Home, prefix: str) -> dict[str, float]:

@@ -46,6 +46,7 @@ from tierstore.modelstore.home.reserve import (
     with_reserve,
 )
 from tierstore.modelstore.home.retention import NONE_OVER, Over
+from tierstore.modelstore.names.purgerecords import give_order
 from tierstore.modelstore.names.removalprotocol import purge_lost
 from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease
 from tierstore.modelstore.reclaim.feature import check_enabled, keep_enabled
@@ -507,6 +508,8 @@ class _Run:
             if self._lease is not None:
                 self._lease.check()
                 note = "its content was purged while it was published"
+                if root.digest.raw not in mark.condemned.manifests:  # else an order has it
+                    give_order(self._home, model, int(number), note)
                 purge_lost(self._home, model, int(number), note)
 
     def _confirm_home(self, mark: Mark) -> None:

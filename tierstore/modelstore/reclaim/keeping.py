@@ -14,6 +14,7 @@ from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import Chain
 from tierstore.modelstore.home.confirm import gone_packs
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.settling import Purged
 from tierstore.modelstore.reclaim.heal import Healer
 from tierstore.modelstore.reclaim.layouts import Layouts
 from tierstore.modelstore.reclaim.mark import Marker
@@ -132,10 +133,11 @@ def _ids(chains: Iterable[Chain]) -> set[bytes]:
 
 def _refuse_purged(what: str, condemned: Set[bytes]) -> None:
     if condemned:
+        digest = Digest(min(condemned))
         raise NotFound(
-            f"{what} is lost: exactly the content of its manifest b3:{min(condemned).hex()} was "
-            "purged; save it again, under another digest, or use another version"
-        )
+            f"{what} is lost: exactly the content of its manifest b3:{digest.hex} was purged; save "
+            "it again, under another digest, or use another version"
+        ) from Purged(digest)
 
 
 def _top(chain: Chain) -> Digest:
