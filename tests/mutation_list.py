@@ -7886,7 +7886,7 @@ _PURGE = (
         "purge-counts-as-the-collection-of-the-day",
         "Docs, collecting: `tierstore agent` does the same once a day.",
         "modelstore/reclaim/collector.py",
-        "if errand is _NOTHING else self._kept.last",
+        "if errand is NOTHING else self._kept.last",
         "if errand else self._kept.last",
         ("integration/test_purge_carrying.py::test_a_purge_is_not_the_collection_that_is_due",),
     ),

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 
 import tierstore
+from tierstore.blobs.local.store import LocalStore
 from tierstore.cli.kit import app
+from tierstore.cli.kit.signals import Terminated
 from tierstore.cli.schemas.markdown import outputs
 from tierstore.format import keys, tiers
 from tierstore.modelstore.home.leases import WriterLease
-from tierstore.modelstore.reclaim import explain, feature
+from tierstore.modelstore.reclaim import explain, feature, sweep
+from tierstore.modelstore.reclaim.mark import Marker
 from tierstore.shown import size
 
 MIB = 1 << 20
@@ -135,6 +138,53 @@ def test_whoever_is_asked_can_say_no(run: Program, monkeypatch: pytest.MonkeyPat
     said["Enable it for good?"] = True
     assert run("gc", "--enable", "--wait", "0").code == 0
     assert run("gc").code == 0
+
+
+def test_explain_says_that_nothing_can_be_removed_yet(run: Program) -> None:
+    assert run("gc", "--explain", "--json").json["enabled"] is False
+    done = run("gc", "--explain")
+    assert done.code == 0
+    assert "does not allow removal yet: 'tierstore gc --enable' does" in done.out
+    assert run("gc", "--enable", "--yes", "--wait", "0", "-q").code == 0
+    assert "gc --enable" not in run("gc", "--explain").out
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, Terminated])
+def test_an_interrupted_collection_says_what_it_has_done(
+    enabled: Program, monkeypatch: pytest.MonkeyPatch, how: type[BaseException]
+) -> None:
+    code, word = (143, "terminated") if how is Terminated else (130, "interrupted")
+
+    def cut(*_: object, **__: object) -> None:
+        raise how
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Marker, "mark", cut)
+        done = enabled("gc")
+    assert (done.code, done.out) == (code, "")
+    assert done.err == f"tierstore: error: {word}; nothing was marked or deleted yet\n"
+    assert enabled("rm", "m@1", "m@2", "-q").code == 0
+    deleted, delete = [], LocalStore.delete
+
+    def second(self: LocalStore, gone: Iterable[str]) -> None:
+        packs = [key for key in gone if key.startswith(keys.PACKS)]
+        deleted.extend(packs)
+        if len(deleted) == 2:
+            raise how
+        delete(self, gone)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "BATCH", 1)
+        patch.setattr(LocalStore, "delete", second)
+        done = enabled("gc", "--window", "0")
+    assert (done.code, done.out) == (code, "")
+    assert done.err == (
+        f"tierstore: error: {word}; 2 packs of 2.0 MiB marked for deletion, 1.0 MiB of 2.0 MiB "
+        "deleted, and of the last batch there may be more; the next collection looks at these "
+        "again and deletes them\n"
+    )
+    done = enabled("gc", "--json")
+    assert (done.code, done.json["deleted_packs"]) == (0, 1)
 
 
 def _confirm(said: bool) -> None:

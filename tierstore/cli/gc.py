@@ -237,6 +237,7 @@ def _explain(cli: Cli, grace: timedelta, window: timedelta | None) -> None:
     cli.hold_tier_warnings()
     with cli.open() as store, cli.progress("looking at everything"):
         found = store.reclaim.explain(grace=grace, window=window)
+        enabled = store.reclaim.is_enabled
         tiers = [tier.name for tier in store._parts.home.packs.tiers]
     data = schemas.GcExplained(
         tiers=[
@@ -247,7 +248,8 @@ def _explain(cli: Cli, grace: timedelta, window: timedelta | None) -> None:
                 error=found.down.get(name),
             )
             for name in tiers
-        ]
+        ],
+        enabled=enabled,
     )
     cli.out.show(data, [], lambda: _print_explained(data))
     cli.out.told_down(found.down)
@@ -282,6 +284,8 @@ def _print_explained(data: schemas.GcExplained) -> None:
         rows.append((tier.name, size(tier.bytes), "", "in all", ""))
     columns = [Column("TIER"), Column("SIZE", right=True), Column("OBJECTS", right=True)]
     table([*columns, Column("WHAT"), Column("WHY")], rows)
+    if not data.enabled:
+        print(f"\n{NOT_ENABLED}")
 
 
 def _shortened(shares: Sequence[schemas.GcShare]) -> list[schemas.GcShare]:

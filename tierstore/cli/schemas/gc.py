@@ -93,8 +93,12 @@ class GcTierExplained(Schema):
 
 
 class GcExplained(Schema):
-    """Why every byte of every durable tier is there; of a tier they add up to ``bytes``."""
+    """Why every byte of every durable tier is there; of a tier they add up to ``bytes``.
 
+    ``enabled`` is false where the store does not allow removal and collection yet.
+    """
+
+    enabled: bool
     tiers: list[GcTierExplained]
 
 

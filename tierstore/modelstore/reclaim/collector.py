@@ -49,13 +49,15 @@ from tierstore.modelstore.home.retention import NONE_OVER, Over
 from tierstore.modelstore.names.purgerecords import give_order
 from tierstore.modelstore.names.removalprotocol import purge_lost
 from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease
+from tierstore.modelstore.reclaim.cutshort import SoFar
+from tierstore.modelstore.reclaim.errand import NOTHING, Errand
 from tierstore.modelstore.reclaim.feature import check_enabled, keep_enabled
 from tierstore.modelstore.reclaim.heal import Healer
 from tierstore.modelstore.reclaim.indexmerge import tidy_index
 from tierstore.modelstore.reclaim.kept import Kept, last_of, read_kept, write_kept
 from tierstore.modelstore.reclaim.mark import Demand, Mark, Marker
 from tierstore.modelstore.reclaim.readcache import ReadCache
-from tierstore.modelstore.reclaim.repack import Repacked, Repacker
+from tierstore.modelstore.reclaim.repack import Repacker
 from tierstore.modelstore.reclaim.report import PackReport, Report, State, end_text
 from tierstore.modelstore.reclaim.reserve import Unheld, newest_s
 from tierstore.modelstore.reclaim.rewrite import rewrite_layouts
@@ -69,41 +71,6 @@ _Done = TypeVar("_Done")
 _ROUNDS = 10
 _OF_NO_VERSION = "no version has it: a save that was not finished can go on with it"
 _log = logging.getLogger("tierstore.gc")
-
-
-class Errand:
-    """What a run deletes at once besides what is garbage, such as all that was purged: nothing."""
-
-    @property
-    def doomed(self) -> Set[bytes]:
-        """The packs that are to go, as the last ``prepare`` found them."""
-        return frozenset()
-
-    def begin(self) -> None:
-        """Read what is to be done, once the right to collect is held."""
-
-    def prepare(self, mark: Mark, marker: Marker, lease: HeldLease) -> bool:
-        """Find what is to go, by a mark; tell whether that changed the store: mark again."""
-        return False
-
-    def names(self, mark: Mark) -> Set[bytes]:
-        """Return the digests of manifests that are condemned with the packs."""
-        return frozenset()
-
-    def rewrote(self, done: Repacked) -> None:
-        """Take note of what was copied out of packs that are to go."""
-
-    def found(self, mark: Mark) -> None:
-        """Take note of what will be deleted now, before anything is."""
-
-    def swept(self, mark: Mark, lease: HeldLease) -> None:
-        """Delete objects of manifests that are condemned, after the packs were."""
-
-    def conclude(self, report: Report) -> None:
-        """Look what is left and write it down, as long as the right to collect is held."""
-
-
-_NOTHING = Errand()
 
 
 @dataclass(slots=True)
@@ -120,7 +87,7 @@ class _How:
     window_s: float | None
     max_bytes: int | None
     is_over: Callable[[], bool]
-    progress: Progress | None
+    so_far: SoFar
     repack: bool
     errand: Errand
     freed: dict[str, int] = field(default_factory=dict)
@@ -172,7 +139,7 @@ class Collector:
         is_stopped: Callable[[], bool] = lambda: False,
         progress: Progress | None = None,
         repack: bool = False,
-        errand: Errand = _NOTHING,
+        errand: Errand = NOTHING,
     ) -> Report:
         """Collect once.
 
@@ -203,8 +170,9 @@ class Collector:
         def is_over() -> bool:
             return is_stopped() or (max_time_s is not None and running_s() - began >= max_time_s)
 
-        how = _How(grace_s, window_s, max_bytes, is_over, progress, repack, errand)
-        with self._right(dry_run, how) as lease:
+        so_far = SoFar(progress, is_dry=dry_run)
+        how = _How(grace_s, window_s, max_bytes, is_over, so_far, repack, errand)
+        with so_far.told(), self._right(dry_run, how) as lease:
             report = self._with_room(lambda: self._collect(lease, how), lease, how)
         for tier, freed in how.freed.items():
             report.freed[tier] = report.freed.get(tier, 0) + freed
@@ -229,7 +197,7 @@ class Collector:
         work = _Run(self._home, self.marker, lease, now_s, how.window_s, before.logs)
         cleared = self._cleared(now_s)
         how.errand.begin()
-        mark = work.prepared(how.errand)
+        mark = work.prepared(how)
         new = self._candidates(mark, now_s, how.grace_s, how.errand)
         # or nobody would know that these windows are over, once longer ones are set
         self._kept = replace(self._kept, over=self._kept.over | mark.over)
@@ -246,7 +214,7 @@ class Collector:
                 new, names, run=work.run, now_us=int(now_s * 1e6)
             )
             _log.info("%d packs condemned by list %d", len(new), condemned.seq)
-            work.report.condemned = len(new)
+            how.so_far.condemned(new, mark.holdings)
             cleared = self._cleared(now_s)
         if (new or names or how.errand.doomed) and lease is not None:
             mark = work.mark(how.errand.doomed)
@@ -276,7 +244,7 @@ class Collector:
             self._home.identity,
             max_bytes=how.max_bytes,
             is_over=how.is_over,
-            progress=how.progress,
+            progress=how.so_far.swept,
         )
 
     def _with_room(self, do: Callable[[], _Done], right: Checked | None, how: _How) -> _Done:
@@ -404,7 +372,7 @@ class Collector:
                 writers[key] = frozenset().union(*(writers.pop(one) for one in before))
         seen = {pack: at for pack, at in self._kept.seen.items() if pack not in condemned}
         # an errand counts as no collection, or those that are due would wait for it
-        last = last_of(report, now_s) if errand is _NOTHING else self._kept.last
+        last = last_of(report, now_s) if errand is NOTHING else self._kept.last
         self._kept = replace(self._kept, seen=seen, writers=writers, last=last)
         write_kept(self._home.blobs, self._kept, now_s)
 
@@ -523,11 +491,12 @@ class _Run:
                 raise
             _log.warning("a collection would delete nothing: %s", error)
 
-    def prepared(self, errand: Errand) -> Mark:
+    def prepared(self, how: _How) -> Mark:
         """Mark, and let the errand see to it that as little as possible stays for others' sake."""
+        how.so_far.report = self.report
         mark = self.mark()
         for _ in range(_ROUNDS):
-            if self._lease is None or not errand.prepare(mark, self.marker, self._lease):
+            if self._lease is None or not how.errand.prepare(mark, self.marker, self._lease):
                 break
             mark = self.mark()
         return mark

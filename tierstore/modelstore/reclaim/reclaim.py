@@ -17,7 +17,8 @@ from tierstore.modelstore.home.leases import TTL_S
 from tierstore.progress import Progress, reported
 
 if TYPE_CHECKING:
-    from tierstore.modelstore.reclaim.collector import Collector, Errand
+    from tierstore.modelstore.reclaim.collector import Collector
+    from tierstore.modelstore.reclaim.errand import Errand
     from tierstore.modelstore.reclaim.explain import Explanation
     from tierstore.modelstore.reclaim.feature import SeenWriter
     from tierstore.modelstore.reclaim.kept import LastRun

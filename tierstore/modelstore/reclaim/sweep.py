@@ -76,7 +76,8 @@ def sweep(
         identity: Tells whether this is the home that deletes in a tier, before each batch, too.
         max_bytes: End before more than this is deleted, counted in all tiers; ``None``: no limit.
         is_over: Asked before each batch: whether the time is over.
-        progress: Called with the bytes that were deleted and those to delete, after each batch.
+        progress: Called with the bytes that were deleted and those to delete, first and after each
+            batch.
 
     Raises:
         Conflict: The lease is lost.
@@ -84,6 +85,8 @@ def sweep(
     """
     done = Swept(down=dict(holdings.down))
     total, gone = _bytes(packs, holdings), 0
+    if progress is not None:
+        progress(0, total)
     for batch in _limited(packs, holdings, max_bytes, is_over, done):
         for tier in holdings.packs.tiers:
             _delete(tier, batch, lease, identity, done)

@@ -23,7 +23,7 @@ from tierstore.modelstore.care.rebase import Rebasing
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.loading.opener import Opened
 from tierstore.modelstore.placing.moverlease import HeldLease, mover_at_work
-from tierstore.modelstore.reclaim.collector import Errand
+from tierstore.modelstore.reclaim.errand import Errand
 from tierstore.modelstore.reclaim.holdings import Holdings, read_holdings
 from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.purge.content import (
