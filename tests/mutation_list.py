@@ -5767,7 +5767,7 @@ _COLLECTOR = (
     Mutation(
         "outlook-that-takes-patches-for-others",
         "modelstore.reclaim.listedholders: what rules will remove is what they remove then.",
-        "modelstore/reclaim/listedholders.py",
+        "modelstore/reclaim/holders.py",
         "kept[info.key] == _PATCH",
         "kept[info.key] != _PATCH",
         ("integration/test_outlooks.py::test_it_is_what_would_be_removed",),

@@ -77,6 +77,11 @@ def test_what_was_read_once_on_a_node_is_not_read_again(
     with opened(watched, tmp_path / "other") as other:
         [outlook] = other.retention.outlooks()
     assert [version.number for version in outlook.going] == [6, 4, 2, 1]
+    watched.calls.clear()
+    with opened(watched, tmp_path / "other") as other:
+        removed = other.forget("m", keep_last=20).removed
+    assert [version.number for version in removed] == [6, 4, 2, 1]
+    assert [key for _, key in watched.calls if key.startswith("versions/")] == []
 
 
 def test_it_is_what_would_be_removed(store: Store, blobs: MemoryStore, tmp_path: Path) -> None:

@@ -741,7 +741,8 @@ class Store:
             keep_daily=keep_daily, keep_weekly=keep_weekly, keep_monthly=keep_monthly,
             keep_yearly=keep_yearly, keep_tag=keep_tag,
         )  # fmt: skip
-        return Forgetting(self._names).forget(
+        cache = self._parts.home.read_cache_path(self._parts.settings.cache_dir)
+        return Forgetting(self._names, cache).forget(
             model, rules, dry_run=dry_run, most_percent=most_percent, message=message
         )
 

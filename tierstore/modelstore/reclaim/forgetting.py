@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from tierstore.arguments import as_message, as_number
 from tierstore.errors import Conflict, NotFound
@@ -105,10 +106,11 @@ class Forgetting:
 
     Args:
         names: The names of the store.
+        cache_path: A local file of what was read of home; see ``Holders``.
     """
 
-    def __init__(self, names: Names) -> None:
-        self._names, self._home = names, names.home
+    def __init__(self, names: Names, cache_path: Path | None) -> None:
+        self._names, self._home, self._cache_path = names, names.home, cache_path
 
     def forget(
         self,
@@ -146,7 +148,7 @@ class Forgetting:
             holders: What finds who names them, where several models are looked at.
         """
         model = check_name("model", model)
-        holders = holders or Holders(self._names)
+        holders = holders or Holders(self._names, self._cache_path)
         contents = holders.contents(model, holders.in_force(model)[0])
         if not contents:
             self._names.newest(model)  # says when all of it is removed

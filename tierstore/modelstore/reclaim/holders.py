@@ -3,18 +3,22 @@
 A collector asks the same sources for the whole store: see the table of ``roots``.
 
 Entries and manifests never change, so each is read once; what names mean is read anew each time.
+Whether a manifest is a patch's is kept in a local file for the next process, by its digest.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
+from pathlib import Path
 
+from tierstore.blobs.base import BlobInfo
 from tierstore.errors import Damaged, NotFound
-from tierstore.format.keys import ALIASES, VARIANTS, VERSION_LOG
+from tierstore.format.keys import ALIASES, VARIANTS, VERSION_LOG, version_key
 from tierstore.format.manifest import Member, patch_info
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
@@ -23,6 +27,7 @@ from tierstore.modelstore.home.chain import find_chain
 from tierstore.modelstore.home.leases import in_force
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.probe import certain_now_s
+from tierstore.modelstore.home.readcache import ReadCache
 from tierstore.modelstore.home.readerlease import is_own
 from tierstore.modelstore.home.retention import read_set
 from tierstore.modelstore.names.aliaslog import current, goes_back_to, meant_since, newest_since
@@ -35,6 +40,7 @@ Reasons = dict[int, list[str]]
 """Why versions stay, by their numbers."""
 
 _log = logging.getLogger("tierstore.removal")
+_PATCH, _FULL = b"patch", b"full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +61,13 @@ class Holders:
 
     Args:
         names: The names of the store.
+        cache_path: A local file that can be lost, where what was read of home is kept; ``None``
+            keeps nothing.
     """
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: Names, cache_path: Path | None = None) -> None:
         self._names, self._home = names, names.home
+        self._cache = ReadCache(cache_path)
         self._now_s: float | None = None
         self._members: dict[str, tuple[Member, ...]] = {}
         self._entries: dict[tuple[str, str, int], RefEntry] = {}
@@ -273,7 +282,16 @@ class Holders:
 
     def _are_patches(self, manifests: Sequence[str]) -> dict[str, bool]:
         """Return whether manifests are those of patches, but for lost ones."""
+        # a manifest never changes: it needs no stamp
+        infos = {one: BlobInfo(version_key(Digest.from_hex(one)), 0, 0.0) for one in manifests}
+        kept = self._cache.get(infos.values())
+        found = {one: kept[info.key] == _PATCH for one, info in infos.items() if info.key in kept}
+        new = self._read_kinds([one for one in manifests if one not in found])
+        values = [(infos[one], _PATCH if is_patch else _FULL) for one, is_patch in new.items()]
+        self._cache.put(values, time.time())
+        return found | new
 
+    def _read_kinds(self, manifests: Sequence[str]) -> dict[str, bool]:
         def is_patch(manifest: str) -> bool | None:
             try:
                 return patch_info(self._home.manifest(Digest.from_hex(manifest))) is not None

@@ -2,8 +2,8 @@
 
 Who removes versions reads what names mean right before and after (``holders``). Who only says what
 rules would remove reads, model by model, the keys of the model's logs by one LIST, and of the
-entries those that no process of this node has read before: entries never change. Whether a manifest
-is a patch's is kept in the same file, by its digest. Pins, leases and releases are read once.
+entries those that no process of this node has read before: entries never change. Pins, leases and
+releases are read once.
 
 Of a model nothing stays in memory once the next one is looked at.
 """
@@ -13,10 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
-from tierstore.blobs.base import BlobInfo
-from tierstore.format.keys import REMOVED_LOG, VERSION_LOG, segment, version_key
+from tierstore.format.keys import REMOVED_LOG, VERSION_LOG, segment
 from tierstore.format.reflog import RefEntry
-from tierstore.ids import Digest
 from tierstore.modelstore.home.home import names_in
 from tierstore.modelstore.home.retention import SetRetentions
 from tierstore.modelstore.names.aliaslog import goes_back_to
@@ -25,8 +23,6 @@ from tierstore.modelstore.names.removed import apply_removal
 from tierstore.modelstore.reclaim.holders import Holders
 from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.reflogs import RefLogs
-
-_PATCH, _FULL = b"patch", b"full"
 
 
 class ListedHolders(Holders):
@@ -40,9 +36,8 @@ class ListedHolders(Holders):
     """
 
     def __init__(self, names: Names, stored: SetRetentions, cache_path: Path | None) -> None:
-        super().__init__(names)
+        super().__init__(names, cache_path)
         self._stored = stored
-        self._cache = ReadCache(cache_path)
         self._reflogs = RefLogs(self._home.blobs, self._cache)
         self._listed: dict[str, Sequence[RefEntry]] = {}
         self._by_digest: Mapping[str, list[str]] | None = None
@@ -106,14 +101,3 @@ class ListedHolders(Holders):
         if self._by_digest is None:
             self._by_digest = super()._pinned_and_read(readers=True)
         return self._by_digest
-
-    def _are_patches(self, manifests: Sequence[str]) -> dict[str, bool]:
-        """Return whether manifests are those of patches; what is known on this node is not read."""
-        # a manifest never changes: it needs no stamp
-        infos = {one: BlobInfo(version_key(Digest.from_hex(one)), 0, 0.0) for one in manifests}
-        kept = self._cache.get(infos.values())
-        found = {one: kept[info.key] == _PATCH for one, info in infos.items() if info.key in kept}
-        new = super()._are_patches([one for one in manifests if one not in found])
-        values = [(infos[one], _PATCH if is_patch else _FULL) for one, is_patch in new.items()]
-        self._cache.put(values, self.now_s())
-        return found | new

@@ -208,7 +208,11 @@ class Retentions:
             Damaged: The rules cannot be read, or what they are to decide on.
         """
         held = _held(read_set(self._home.blobs, model))
-        return None if held is None else self._found(model, held, Holders(self._names))
+        return (
+            None
+            if held is None
+            else self._found(model, held, Holders(self._names, self._cache_path))
+        )
 
     def outlooks(self) -> list[Outlook]:
         """Return what the rules for each model will remove; a model without rules is left out.
@@ -286,7 +290,7 @@ class Retentions:
         held = _held(read_set(self._home.blobs, model))
         if held is None:
             return None
-        forgetting = Forgetting(self._names)
+        forgetting = Forgetting(self._names, self._cache_path)
         found = forgetting.look(model, held.rules)
         waits = datetime.fromtimestamp(found.holders.now_s(), UTC) < held.due
         if dry_run or (waits and not at_once):
@@ -312,7 +316,7 @@ class Retentions:
             return _unknown(model, held, stored, error)
 
     def _found(self, model: str, held: _Held, holders: Holders) -> Outlook:
-        found = Forgetting(self._names).look(model, held.rules, holders)
+        found = Forgetting(self._names, self._cache_path).look(model, held.rules, holders)
         blocked = self._blocked(found, held, MOST_PERCENT)
         gone = found.forgotten(dry_run=True).removed
         return Outlook(model, held.model, held.due, len(found.contents), gone, blocked)
