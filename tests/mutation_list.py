@@ -5271,7 +5271,7 @@ _REMOVAL = (
         "stack.enter_context(right)",
         (
             "integration/test_full_disk.py::"
-            "test_a_repair_uses_the_reserve_where_it_finds_no_room[pack]",
+            "test_a_bad_copy_is_left_where_home_is_full_and_has_no_reserve",
         ),
     ),
     Mutation(
@@ -5906,7 +5906,10 @@ _COLLECTOR = (
         "modelstore/reclaim/reflogs.py",
         "            if key not in found:\n                damaged(",
         "            if key not in found:\n                continue\n                damaged(",
-        ("integration/test_collector.py::test_an_entry_that_is_missing_ends_the_run",),
+        (
+            "integration/test_collector.py::"
+            "test_an_entry_that_goes_while_logs_are_read_ends_the_run",
+        ),
     ),
     Mutation(
         "entry-far-ahead",
@@ -6692,6 +6695,7 @@ _LOST_LOGS = (
         "        refuse_lost(lost)\n",
         "        keys = {n: [k for k in of if k in self._entries] for n, of in keys.items()}\n",
         (
+            "integration/test_collector.py::test_an_entry_that_is_missing_ends_the_run",
             "integration/test_lost_logs.py::test_a_hint_says_what_is_lost",
             "integration/test_lost_logs.py::test_the_newest_entry_of_any_log",
         ),

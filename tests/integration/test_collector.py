@@ -708,6 +708,20 @@ def test_an_entry_that_is_missing_ends_the_run(store: Store, blobs: MemoryStore)
         collect(store)
 
 
+def test_an_entry_that_goes_while_logs_are_read_ends_the_run(
+    store: Store, blobs: MemoryStore
+) -> None:
+    entry = "refs/m/versions/000000/000000002"
+
+    def plan(op: str, key: str, number: int) -> Fault:
+        if op.startswith("get") and key.startswith("refs/m/"):
+            blobs.delete([entry])
+        return None
+
+    with pytest.raises(Damaged, match=f"{entry}.*deleted just now"):
+        Collector(Home(FaultyStore(blobs, plan))).run(grace_s=0, window_s=0)
+
+
 def test_an_entry_far_ahead_of_its_log_ends_the_run(store: Store, blobs: MemoryStore) -> None:
     """Whether it is a stray file, or what is left of a log, nobody can tell."""
     stray = "refs/m/versions/999999/999999999"

@@ -174,8 +174,11 @@ def test_the_index_leads_to_what_was_healed(
 ) -> None:
     [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
     condemn(blobs, pack_key(own))
+    layout = layout_key(store.resolve("m@2").digest)
+    before = blobs.get(layout)
     assert collect(store).healed
     assert own not in packs(blobs)
+    blobs.put(layout, before)  # as of a collector that rewrites no layouts: moves alone lead there
     lose(blobs, INDEX)
     rebuild_index(store._parts.home)
     assert new_bytes(blobs, tmp_path, "m@2") == 0
