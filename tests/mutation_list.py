@@ -5923,8 +5923,8 @@ _COLLECTOR = (
         "layout-that-was-rebased",
         "modelstore.reclaim.layouts: a layout that was written over is read again.",
         "modelstore/reclaim/layouts.py",
-        "if known is not None and known[0] == info:",
-        "if known is not None:",
+        "if self._listed.get(layout_key(digest)) == known[0]",
+        "if layout_key(digest) in self._listed",
         ("integration/test_collector.py::test_a_rebased_layout_is_read_again",),
     ),
     Mutation(

@@ -166,11 +166,10 @@ class Layouts:
             Damaged: The layout is damaged, or does not place all chunks.
             Unloadable: The manifest is missing or damaged.
         """
+        if digest in self._named:
+            return self._named[digest][1]
         key = layout_key(digest)
         info = self._listed.get(key)
-        known = self._named.get(digest)
-        if known is not None and known[0] == info:
-            return known[1]
         table = self.table(digest)
         if table is None:
             return None
