@@ -27,18 +27,20 @@ from tests.waiting import wait_until
 from tierstore import Dense
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import BackendError, Conflict, Damaged, NotFound, TierstoreError
-from tierstore.format.keys import CONDEMNED, INDEX, LEASES, MOVES, PACKS, SWEEPS, pack_key
+from tierstore.format.keys import CONDEMNED, INDEX, LAYOUTS, LEASES, MOVES, PACKS, SWEEPS, pack_key
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.table import ChunkPlace
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import new_lease
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
+from tierstore.modelstore.reclaim.holdings import read_holdings
 from tierstore.modelstore.reclaim.mark import Marker
 from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.repack import plan
 from tierstore.modelstore.reclaim.report import Report
 from tierstore.modelstore.reclaim.waste import PackWaste, find_waste, needed_frames
+from tierstore.modelstore.reclaim.ways import Ways
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Crashed, Fault, FaultyStore
 
@@ -383,10 +385,18 @@ def test_bases_stay_reachable_though_deltas_on_them_were_rebased(cache: Path) ->
         store.save("n", base, base=None)
         store.save("n", two, base="n@1")
         store.save("n", one, base="n@1")
+        [of_bases] = packs_of(store, "n@1")
         store.remove("n@1")
         store.rebase("n@2", above=1)
+        layouts = {info.key: blobs.get(info.key) for info in blobs.list(LAYOUTS)}
         for repacked in (2, 0, 0):  # both deltas and bases; nobody reads a base any more
             assert collect(store).repacked == repacked
+            for key, layout in layouts.items():  # as of a collector that rewrites none
+                blobs.put(key, layout)
+        ways = Ways(store._parts.home)
+        ways.look(read_holdings(store._parts.home.packs))
+        assert ways.named(of_bases), "moves lead on from where the layout of n@3 has its base"
+        assert ways.named(of_bases) <= packs(blobs)
     sound(blobs, cache, {"n@2": two, "n@3": one})
 
 
