@@ -161,13 +161,20 @@ class Removals:
                     self._named[name] = None
                 else:
                     self._named[name] = entry.action == RELEASED
-            elif self._home.log(name).last() is not None:  # its first entry is lost
+            elif self._has_entries(name):  # its first one is lost
                 self._named[name] = None
             elif name not in self._strange:
                 self._strange.add(name)
                 _log.warning(
                     "refs/%s is not listed: it holds no version, or all of its log is lost", name
                 )
+
+    def _has_entries(self, name: str) -> bool:
+        try:
+            return self._home.log(name).last() is not None
+        except (Damaged, UnsupportedFormat) as error:  # whoever asks for a version of it is told
+            _log.info("the last entry of %s cannot be read: %s", name, error)
+            return True
 
     def _is_gone(self, model: str, known: _Known, data: memoryview | None) -> bool:
         try:
