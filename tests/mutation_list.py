@@ -4990,9 +4990,9 @@ _REMOVAL = (
     Mutation(
         "window-of-what-is-removed-ahead",
         "SPEC 9.1: The window begins at its removal, or now if that lies ahead.",
-        "modelstore/reclaim/roots.py",
-        "min(one.time_us / 1e6, now_s) + wait_s",
-        "one.time_us / 1e6 + wait_s",
+        "modelstore/names/removed.py",
+        "min(entry.time_us / 1e6, now_s) + seconds",
+        "entry.time_us / 1e6 + seconds",
         ("integration/test_removal.py::test_no_window_is_over_at_once",),
     ),
     Mutation(
@@ -5806,7 +5806,7 @@ _COLLECTOR = (
         "what-is-over-of-one-model",
         "SPEC 10.1: over is what is over by model.",
         "modelstore/home/retention.py",
-        " or entry.seq <= self.entries.get(model, 0)",
+        " or self.ended(model, entry)",
         "",
         ("integration/test_damaged_retention.py::test_each_model_has_what_is_over_of_its_own",),
     ),
@@ -5893,11 +5893,44 @@ _COLLECTOR = (
         ),
     ),
     Mutation(
+        "window-begins-again-after-a-collection",
+        "SPEC 9.1: What ended the window of a removal for a collection ended it for later ones.",
+        "modelstore/reclaim/roots.py",
+        "is_over=ended.ended(log.title, one)",
+        "is_over=False",
+        (
+            "integration/test_removal.py::"
+            "test_a_window_that_a_collection_ended_does_not_begin_again",
+        ),
+    ),
+    Mutation(
+        "window-ended-by-a-time",
+        "SPEC 9.1: By over_us no window is ended, as home's clock may have gone back.",
+        "modelstore/reclaim/roots.py",
+        "is_over=ended.ended(log.title, one)",
+        "is_over=ended.has(log.title, one)",
+        (
+            "integration/test_removal.py::"
+            "test_no_window_is_ended_by_a_time_alone_or_while_nobody_can_read_it",
+        ),
+    ),
+    Mutation(
+        "window-ended-while-retention-cannot-be-read",
+        "SPEC 9.1: No window is ended while the retention of its model cannot be read.",
+        "modelstore/names/removed.py",
+        "(is_over and seconds < math.inf)",
+        "is_over",
+        (
+            "integration/test_removal.py::"
+            "test_no_window_is_ended_by_a_time_alone_or_while_nobody_can_read_it",
+        ),
+    ),
+    Mutation(
         "undelete-promised-after-a-shorter-window",
         "SPEC 10.1: What was removed until over_us cannot be brought back for certain.",
         "modelstore/names/removed.py",
-        "if entry.action == PURGE or is_over:",
-        "if entry.action == PURGE:",
+        "    end_s = window_end_s(entry, seconds, is_over=is_over)\n",
+        "    end_s = window_end_s(entry, seconds, is_over=False)\n",
         ("integration/test_removal.py::test_nothing_is_promised_of_what_a_shorter_window_took",),
     ),
     Mutation(

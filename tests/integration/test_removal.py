@@ -27,7 +27,7 @@ from tierstore.errors import (
     Unreachable,
     UsageError,
 )
-from tierstore.format.keys import CONFIG, LEASES, PACKS, REMOVED_LOG, layout_key
+from tierstore.format.keys import CONFIG, LEASES, PACKS, REMOVED_LOG, layout_key, retention_key
 from tierstore.format.reflog import Action, Hint, RefEntry
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.storeconfig import Features, encode_config, parse_config
@@ -769,6 +769,51 @@ def test_nothing_is_promised_of_what_a_shorter_window_took(store: Store) -> None
     with pytest.raises(NotFound, match=r"; until 20.* 'tierstore undelete m@1' brings it back"):
         store.load("m@1")
     assert store.deleted("n")[0].until == gone.until, "a later run does not forget it"
+
+
+def test_a_window_that_a_collection_ended_does_not_begin_again(store: Store) -> None:
+    """What one run left because of a limit the next one deletes, as ``ls --deleted`` says."""
+    no_s = timedelta(0)
+    store.save("n", {"w": np.random.default_rng(1).standard_normal((99, 99))})
+    store.save("n", content(1))
+    store.remove("n@1")
+    assert store.reclaim.run(window=no_s, grace=no_s, max_bytes=0).stopped
+    [gone] = store.deleted("n")
+    assert gone.until == gone.removed
+    store.save("o", {"w": np.random.default_rng(2).standard_normal((99, 99))})
+    store.save("o", content(1))
+    store.remove("o@1")
+    report = store.reclaim.run(grace=no_s)
+    assert (len(report.of("deleted")), report.healed) == (1, 0)
+    [kept] = report.of("window")
+    assert kept.why.startswith("o@1 was removed, and can be undeleted until ")
+    store.undelete("o@1")
+
+
+@pytest.mark.parametrize("is_behind", [True, False])
+def test_no_window_is_ended_by_a_time_alone_or_while_nobody_can_read_it(
+    elsewhere: Store, is_behind: bool
+) -> None:
+    """Home's clock went back: what is removed now has the time of what a run ended before."""
+    blobs, no_s = elsewhere._blobs, timedelta(0)
+    assert isinstance(blobs, Elsewhere)
+    for name, number in (("n", 1), ("o", 2)):
+        elsewhere.save(name, {"w": np.random.default_rng(number).standard_normal((99, 99))})
+        elsewhere.save(name, content(1))
+    blobs.ahead_s = 3600.0 if is_behind else 0.0
+    elsewhere.remove("n@1")
+    if not is_behind:
+        elsewhere.remove("o@1")
+    elsewhere.reclaim.run(window=no_s, grace=no_s, max_bytes=0)
+    blobs.ahead_s = 0.0
+    if is_behind:
+        elsewhere.remove("o@1")
+    else:
+        blobs.put(retention_key("o"), b"TSOB")
+    assert elsewhere.reclaim.run(grace=no_s).of("deleted")
+    elsewhere.retention.set("o", window=timedelta(days=7))
+    elsewhere.undelete("o@1")
+    assert len(elsewhere.load("o@1").load()["w"]) == 99
 
 
 def test_a_longer_window_promises_nothing_that_is_gone(store: Store) -> None:

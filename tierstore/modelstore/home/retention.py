@@ -81,8 +81,16 @@ class Over:
     entries: Mapping[str, int] = field(default_factory=dict)
 
     def has(self, model: str, entry: RefEntry) -> bool:
-        """Return whether what an entry removed of a model is over."""
-        return entry.time_us <= self.until_us or entry.seq <= self.entries.get(model, 0)
+        """Return whether what an entry removed of a model is not promised any more."""
+        return entry.time_us <= self.until_us or self.ended(model, entry)
+
+    def ended(self, model: str, entry: RefEntry) -> bool:
+        """Return whether a collection ended the window of what an entry removed of a model.
+
+        A time alone ends none: where home's clock went back, what is removed now may have that of
+        before.
+        """
+        return entry.seq <= self.entries.get(model, 0)
 
     def __or__(self, other: Over) -> Over:
         """Return what is over by one of both."""

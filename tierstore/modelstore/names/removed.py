@@ -296,9 +296,27 @@ def window_end(entry: RefEntry, seconds: float, *, is_over: bool) -> datetime:
         seconds: The window of the model.
         is_over: Whether a collection took its window for over.
     """
-    if entry.action == PURGE or is_over:
-        return when(entry)
-    return datetime.fromtimestamp(min(entry.time_us / 1e6 + seconds, _LAST_S), UTC)
+    end_s = window_end_s(entry, seconds, is_over=is_over)
+    return when(entry) if end_s == -math.inf else datetime.fromtimestamp(min(end_s, _LAST_S), UTC)
+
+
+def window_end_s(
+    entry: RefEntry, seconds: float, *, is_over: bool, now_s: float = math.inf
+) -> float:
+    """Return until when what an entry removed is kept, in seconds since the epoch.
+
+    Minus infinity where its window was ended, which no longer one opens again: as ``is_over``. One
+    that nobody can read, of infinite seconds, is not over.
+
+    Args:
+        entry: As in ``window_end``.
+        seconds: As there.
+        is_over: As there.
+        now_s: The present time: what seems to be removed later is removed now.
+    """
+    if entry.action == PURGE or (is_over and seconds < math.inf):
+        return -math.inf
+    return min(entry.time_us / 1e6, now_s) + seconds
 
 
 def apply_removal(

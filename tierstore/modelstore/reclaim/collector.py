@@ -194,7 +194,7 @@ class Collector:
             lease.check()
             write_kept(self._home.blobs, self._kept, now_s)
             before = self._kept
-        work = _Run(self._home, self.marker, lease, now_s, how.window_s, before.logs)
+        work = _Run(self._home, self.marker, lease, now_s, how.window_s, self._kept)
         cleared = self._cleared(now_s)
         how.errand.begin()
         mark = work.prepared(how)
@@ -266,12 +266,12 @@ class Collector:
         """
         blobs = self._home.blobs
         now_s = newest_s(blobs)
-        self._kept = read_kept(blobs, now_s)
+        self._kept = kept = read_kept(blobs, now_s)
         if tidy_unneeded(self._home, now_s):
             return True
         try:
             waited = self._cleared(now_s)
-            mark = self.marker.mark(now_s, how.window_s, before=self._kept.logs)
+            mark = self.marker.mark(now_s, how.window_s, before=kept.logs, over=kept.over)
             if not _to_heal(self._home, self.marker, mark):
                 swept = self._sweep(self._doomed(mark, waited, set()), mark, right, how)
                 how.over |= mark.over
@@ -454,7 +454,7 @@ class _Run:
         lease: HeldLease | None,
         now_s: float,
         window_s: float | None,
-        before: Mapping[str, int],
+        before: Kept,
     ) -> None:
         self._home, self.marker, self._lease = home, marker, lease
         self._now_s, self._window_s, self._before = now_s, window_s, before
@@ -523,7 +523,9 @@ class _Run:
         """
         failed = False
         for _ in range(_ROUNDS):
-            mark = self.marker.mark(self._now_s, self._window_s, given_up, self._before)
+            mark = self.marker.mark(
+                self._now_s, self._window_s, given_up, self._before.logs, self._before.over
+            )
             self._confirm_home(mark)
             self._end_orphans(mark)
             if self._lease is None:

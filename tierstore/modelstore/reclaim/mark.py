@@ -146,6 +146,7 @@ class Marker:
         window_s: float | None,
         given_up: Set[bytes] = frozenset(),
         before: Mapping[str, int] = MappingProxyType({}),
+        over: Over = NONE_OVER,
     ) -> Mark:
         """Find all packs that stay; see ``Roots.find`` for the arguments.
 
@@ -157,13 +158,14 @@ class Marker:
             window_s: As there.
             given_up: Packs that stay for no reader's sake who finds all by moves.
             before: As there.
+            over: As there.
 
         Raises:
             Damaged, NotFound, UnsupportedFormat: Something that may need a pack cannot be read.
             BackendError: Home cannot be asked.
         """
         condemned = self._home.condemned.every()  # first: see ``roots``
-        found = self._roots.find(now_s, window_s, before)
+        found = self._roots.find(now_s, window_s, before, over)
         mark = self._begin(condemned, now_s)
         mark.over, mark.logs = found.over, found.logs
         mark.in_force = {root.digest for root in found.roots if root.is_firm}

@@ -51,7 +51,7 @@ from tierstore.modelstore.home.leases import standing
 from tierstore.modelstore.home.pins import PinnedVersion, Pins
 from tierstore.modelstore.home.retention import NONE_OVER, Over, SetRetentions
 from tierstore.modelstore.names.aliaslog import Meant, current, goes_back_to, meant_since
-from tierstore.modelstore.names.removed import PURGE, Removed, apply_removal
+from tierstore.modelstore.names.removed import PURGE, Removed, apply_removal, window_end_s
 from tierstore.modelstore.reclaim.evidence import Evidence, lengths, note_pins, orphaned
 from tierstore.modelstore.reclaim.lostlogs import LostEntries, refuse_lost
 from tierstore.modelstore.reclaim.readcache import ReadCache
@@ -142,7 +142,11 @@ class Roots:
         self._members: dict[str, tuple[Member, ...]] = {}
 
     def find(
-        self, now_s: float, window_s: float | None, before: Mapping[str, int] = MappingProxyType({})
+        self,
+        now_s: float,
+        window_s: float | None,
+        before: Mapping[str, int] = MappingProxyType({}),
+        over: Over = NONE_OVER,
     ) -> Found:
         """Return the roots as they are now.
 
@@ -151,6 +155,7 @@ class Roots:
             window_s: Seconds for which a removed version stays; ``None`` for what is set in the
                 store.
             before: How many entries each log had for the last collection, as in ``Found.logs``.
+            over: The removals whose window collections before ended; counts without ``window_s``.
 
         Raises:
             Damaged, NotFound, UnsupportedFormat: Something that may name a version cannot be read,
@@ -160,7 +165,8 @@ class Roots:
         # first, as said above: versions and names are those of the second reading, behind it
         removed = {log.model: log for log in self._logs.read(now_s) if log.name == REMOVED_LOG}
         retentions = _Retentions(self._home.blobs)
-        ends_s = _ends(removed.values(), now_s, window_s, retentions)
+        ended = over if window_s is None else NONE_OVER  # a window that is given holds
+        ends_s = _ends(removed.values(), now_s, window_s, retentions, ended)
         now = _Now(now_s, ends_s, retentions)
         logs = self._logs.read(now_s)
         _check_clock(now_s, logs, self._home.blobs.url)
@@ -352,7 +358,7 @@ def _check_clock(now_s: float, logs: Iterable[Log], url: str) -> None:
 
 
 def _ends(
-    logs: Iterable[Log], now_s: float, window_s: float | None, retentions: _Retentions
+    logs: Iterable[Log], now_s: float, window_s: float | None, retentions: _Retentions, ended: Over
 ) -> dict[str, dict[int, float]]:
     """Return until when removed versions can be brought back, by model and number.
 
@@ -364,7 +370,7 @@ def _ends(
         if removed:
             wait_s = retentions.window_s(log.title) if window_s is None else window_s
             found[log.model] = {
-                n: -math.inf if one.action == PURGE else min(one.time_us / 1e6, now_s) + wait_s
+                n: window_end_s(one, wait_s, is_over=ended.ended(log.title, one), now_s=now_s)
                 for n, one in removed.items()
             }
     return found
