@@ -143,6 +143,16 @@ def command(*words: str, of_model: bool = False) -> Operation:
     return operation
 
 
+def on_a_new_node(operation: Operation) -> Operation:
+    """An operation on a node that has not seen this store before."""
+
+    def first(place: Place) -> Iterator[None]:
+        with patch.dict(os.environ, TIERSTORE_CACHE_DIR=f"{place.folder}-new-{os.getpid()}"):
+            yield from operation(place)
+
+    return first
+
+
 def open_(place: Place) -> Iterator[None]:
     yield
     store = place.open()
@@ -174,11 +184,7 @@ def save(place: Place) -> Iterator[None]:
 
 
 def first_save(place: Place) -> Iterator[None]:
-    """Another version, on a node that has not seen this store before."""
-    with (
-        patch.dict(os.environ, TIERSTORE_CACHE_DIR=f"{place.folder}-new-{os.getpid()}"),
-        place.open() as store,
-    ):
+    with place.open() as store:
         yield
         store.save(place.model, tensors(os.getpid()))
         yield
@@ -254,6 +260,7 @@ OPERATIONS: dict[str, Operation] = {
     "resolve": resolve,
     "load": load,
     "follower's poll": poll,
+    "first ls": on_a_new_node(command("ls")),
     "ls": command("ls"),
     "ls MODEL": command("ls", of_model=True),
     "du": command("du"),
@@ -265,7 +272,7 @@ OPERATIONS: dict[str, Operation] = {
     "gateway's models, again": partial(gateway_models, before=1),
     "agent, first round": first_round,
     "agent, later round": later_round,
-    "first save": first_save,
+    "first save": on_a_new_node(first_save),
     "save": save,
     "save, new model": save_new_model,
     "patch": patch_,

@@ -46,11 +46,12 @@ from tierstore.format.layout import Fold
 from tierstore.format.reflog import RefEntry
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.tiers import PINS, Pin
+from tierstore.modelstore.home import readcache
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import TTL_S, WriterLease, new_lease
 from tierstore.modelstore.home.refs import NOWHERE, RefTarget
 from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease, Right
-from tierstore.modelstore.reclaim import collector, readcache
+from tierstore.modelstore.reclaim import collector
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.kept import Kept, read_kept, write_kept

@@ -15,11 +15,11 @@ from tierstore.blobs.base import BlobInfo
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Damaged
 from tierstore.format.keys import HEAD, PACKS, version_key
+from tierstore.modelstore.home import readcache
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.reclaim import readcache
+from tierstore.modelstore.home.readcache import ReadCache
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
-from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.report import Report
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import FaultyStore

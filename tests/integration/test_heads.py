@@ -11,9 +11,12 @@ import pytest
 
 from tests.integration.kit import created, opened
 from tierstore import Rows
+from tierstore.blobs.base import BlobStore
 from tierstore.blobs.memory import MemoryStore
+from tierstore.errors import Damaged
 from tierstore.format.keys import (
     ALIASES,
+    CONFIG,
     HEAD,
     LAYOUTS,
     PACKS,
@@ -23,10 +26,14 @@ from tierstore.format.keys import (
     ref_prefix,
 )
 from tierstore.format.tiers import MOVERS
+from tierstore.modelstore.home import readcache
 from tierstore.modelstore.home.heads import Heads
+from tierstore.modelstore.names import listed as listing
+from tierstore.modelstore.names.listed import ListedModel, list_names
 from tierstore.modelstore.store import Store
 from tierstore.serving.agent import Agent
 from tierstore.testing.faulty import FaultyStore
+from tierstore.variants.derive import derive
 
 NAMES = ("m", "a/b", "näme", "50%")
 
@@ -70,6 +77,95 @@ def test_every_log_ends_where_it_is_read_to(store: Store, blobs: MemoryStore) ->
         (name, "weiß/x"): times for times, name in enumerate(NAMES, 1)
     }
     assert list(heads.variants()) == []
+
+
+def listed(blobs: BlobStore, cache: Path) -> dict[str, ListedModel]:
+    """What another process shows of all models."""
+    with opened(blobs, cache) as other:
+        found = list_names(other._names, cache)
+        found.read_ends()
+        return {name: found.model(name) for name in found.models()}
+
+
+def test_models_are_listed_as_they_are_looked_up_one_by_one(
+    store: Store, blobs: MemoryStore, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for times, name in enumerate(NAMES, 1):
+        for value in range(times):
+            save(store, name, value)
+            store.alias(name, "weiß/x", f"{name}@{value + 1}")
+    store.alias("50%", "gone", "50%")
+    store.remove_alias("50%", "gone")
+    store.alias("näme", "weiß/x", "näme@1")
+    derive(store, "näme@2", {"cast": "bf16"}, name="half")
+    derive(store, "50%@1", {"cast": "bf16"}, name="half")
+    store.remove("50%@1", "näme@3", "a/b@1", force=True)
+    store.undelete("a/b@1")
+    save(store, "removed", 7)
+    store.remove_model("removed")
+    blobs.put(f"{REFS}hint/versions/HEAD", b"all of its log is lost")
+    found = listed(blobs, cache)
+    assert list(found) == store.models() == sorted(NAMES)
+    for name, one in found.items():
+        assert one.newest == store.resolve(name)
+        assert one.count == len(store.versions(name))
+        aliases = {alias.name: alias.version.number for alias in store.aliases(name)}
+        assert dict(one.aliases) == aliases
+    assert dict(list_names(store._names, cache).all_versions()) == {
+        name: [*store.versions(name), *store._names.all_variants(name)] for name in sorted(NAMES)
+    }
+    assert "refs/hint is not listed" in caplog.text
+
+
+def test_a_later_process_reads_only_the_ends_that_are_new(
+    store: Store, blobs: MemoryStore, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readcache, "SETTLED_S", -60)
+    monkeypatch.setattr(listing, "_FEW", 2)
+    for name in NAMES:
+        save(store, name, 1)
+        store.alias(name, "prod", name)
+    first, asked = listed(blobs, cache), FaultyStore(blobs)
+    assert listed(asked, cache) == first
+    assert [call for call in asked.calls if call[1] != CONFIG] == [("list", REFS)]
+    save(store, "m", 2)
+    asked.calls.clear()
+    assert listed(asked, cache)["m"].newest.number == 2
+    key = entry_key(ref_prefix("m", "versions"), 2)
+    assert [key for op, key in asked.calls if op == "get"] == [CONFIG, key]
+
+
+def test_a_number_that_was_given_a_second_time_is_read_again(
+    store: Store, blobs: MemoryStore, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of the store was put back meanwhile."""
+    monkeypatch.setattr(readcache, "SETTLED_S", -60)
+    monkeypatch.setattr(listing, "_FEW", 0)
+    save(store, "m", 1)
+    assert listed(blobs, cache)["m"].newest == store.resolve("m")
+    log = ref_prefix("m", "versions")
+    blobs.delete([entry_key(log, 1), log + HEAD])
+    save(store, "m", 2)
+    assert listed(blobs, cache)["m"].newest == store.resolve("m@1")
+
+
+def test_a_model_that_cannot_be_read_hides_no_other(
+    store: Store, blobs: MemoryStore, cache: Path
+) -> None:
+    for name in ("m", "n", "o"):
+        save(store, name, 1)
+        save(store, name, 2)
+    store.remove("n@1")
+    blobs.put(entry_key(ref_prefix("m", "versions"), 2), b"damaged")
+    blobs.put(entry_key(ref_prefix("n", "removed"), 2), b"damaged")
+    with opened(blobs, cache) as other:
+        found = list_names(other._names, cache)
+        found.read_ends()
+        assert found.models() == ["m", "n", "o"]
+        for name in ("m", "n"):
+            with pytest.raises(Damaged, match=f"{name}.*is damaged"):
+                found.model(name)
+        assert found.model("o").count == 2
 
 
 def test_an_agents_round_reads_nothing_of_models_that_did_not_move(

@@ -12,7 +12,7 @@ import pytest
 from tests.integration.kit import created, opened
 from tierstore import Rows
 from tierstore.blobs.memory import MemoryStore
-from tierstore.modelstore.reclaim import readcache
+from tierstore.modelstore.home import readcache
 from tierstore.modelstore.store import Store
 from tierstore.serving.agent import Agent
 from tierstore.testing.faulty import FaultyStore

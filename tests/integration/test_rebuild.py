@@ -36,9 +36,9 @@ from tierstore.format.storeconfig import Features
 from tierstore.modelstore.home import relayout
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.readcache import ReadCache
 from tierstore.modelstore.reclaim import rebuild
 from tierstore.modelstore.reclaim.feature import enable
-from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.rebuild import (
     RebuiltIndex,
     RebuiltLayouts,

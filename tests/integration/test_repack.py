@@ -32,11 +32,11 @@ from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.table import ChunkPlace
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import new_lease
+from tierstore.modelstore.home.readcache import ReadCache
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.holdings import read_holdings
 from tierstore.modelstore.reclaim.mark import Marker
-from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.repack import plan
 from tierstore.modelstore.reclaim.report import Report
 from tierstore.modelstore.reclaim.waste import PackWaste, find_waste, needed_frames

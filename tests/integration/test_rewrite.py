@@ -31,9 +31,9 @@ from tierstore.format.layout import Move
 from tierstore.format.sealed import Kind, unseal_body
 from tierstore.modelstore.chunks.writemove import write_move
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.readcache import ReadCache
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.mark import Mark, Marker
-from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Fault, FaultyStore
 

@@ -22,11 +22,11 @@ from tierstore.errors import Conflict
 from tierstore.format.keys import LEASES, REMOVED_LOG
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.modelstore.home.leases import in_force, new_lease
+from tierstore.modelstore.home.readcache import ReadCache
 from tierstore.modelstore.home.refs import NOWHERE
 from tierstore.modelstore.reclaim import roots
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.mark import Marker
-from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.store import Store
 
 TABLE = {

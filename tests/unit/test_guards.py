@@ -51,8 +51,8 @@ from tierstore.modelstore.care.check_report import CheckReport
 from tierstore.modelstore.care.readtimes import ReadTimes
 from tierstore.modelstore.home import clock, refs
 from tierstore.modelstore.home.index import ChunkIndex
+from tierstore.modelstore.home.readcache import ReadCache
 from tierstore.modelstore.loading import arrays, export, exportdir
-from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.repair.hot import HotRepair
 from tierstore.modelstore.reclaim.repair.report import RepairReport
 from tierstore.modelstore.saving import kinds, source
@@ -421,8 +421,8 @@ CASES = {
     "modelstore.home.index:ChunkIndex._open#1": Case(index, 0),
     "modelstore.home.index:ChunkIndex._recover#1": Case(damaged_index, 1),
     "modelstore.care.readtimes:ReadTimes._db#1": Case(read_times, (1, 0)),
-    "modelstore.reclaim.readcache:ReadCache._use#1": Case(read_before, 0),
-    "modelstore.reclaim.readcache:ReadCache._use#2": Case(damaged_read_before, 0),
+    "modelstore.home.readcache:ReadCache._use#1": Case(read_before, 0),
+    "modelstore.home.readcache:ReadCache._use#2": Case(damaged_read_before, 0),
     "modelstore.home.clock:boot#1": Case(lambda _: clock.boot(), ""),
     "modelstore.home.refs:whoami#1": Case(lambda _: refs.whoami().partition("@")[0], "unknown"),
     "modelstore.loading.arrays:new_bytes#1": Case(

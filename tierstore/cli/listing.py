@@ -43,20 +43,23 @@ def ls(
 
 
 def _ls_models(cli: Cli, store: Store) -> None:
+    from tierstore.modelstore.names.listed import list_names
+
     found: list[schemas.ListedModel] = []
     skipped = Skipped()
-    for name in store.models():
+    listed = list_names(store._names, store._parts.settings.cache_dir)
+    listed.read_ends()
+    for name in listed.models():
         with skipped.unless_done(name):
-            newest = store.versions(name, limit=1)[0]
-            if newest.is_release:
+            one = listed.model(name)
+            if one.newest.is_release:
                 continue
-            aliases = {alias.name: alias.version.number for alias in store.aliases(name)}
             found.append(
                 schemas.ListedModel(
                     model=name,
-                    versions=store._names.count(name),
-                    latest=version_json(newest),
-                    aliases=aliases,
+                    versions=one.count,
+                    latest=version_json(one.newest),
+                    aliases=dict(one.aliases),
                 )
             )
 

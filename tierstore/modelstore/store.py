@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from tierstore.arguments import as_message
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import OF_ONE, NotFound, TierstoreError, UsageError
-from tierstore.format.checks import digest_of
+from tierstore.errors import NotFound, UsageError
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import StoreConfig
 from tierstore.format.tiers import TierSpec
@@ -603,8 +601,7 @@ class Store:
         from tierstore.modelstore.reclaim.reclaim import Reclaim
 
         home = self._parts.home
-        place = digest_of(home.blobs.url.encode()).hex[:16]  # a copy of a store has its id
-        cache = self._parts.settings.cache_dir / home.config.store_id / f"gc-{place}.sqlite"
+        cache = home.read_cache_path(self._parts.settings.cache_dir)
         return self._parts.once("reclaim", lambda: Reclaim(home, cache))
 
     @property
@@ -1040,19 +1037,9 @@ class Store:
             >>> usage.versions, usage.dedup_saved
             (2, 4072)
         """
-        from tierstore.modelstore.care.compare import measure
+        from tierstore.modelstore.care.compare import usage_of
 
-        names = self.models() if model is None else [check_name("model", model)]
-        every, unknown = dict[str, list[Version]](), dict[str, TierstoreError]()
-        for name in names:
-            try:
-                every[name] = [*self.versions(name), *self.all_variants(name)]
-            except OF_ONE as error:
-                if model is not None:
-                    raise
-                unknown[name] = error
-        found = measure(self._parts.home, every)
-        return replace(found, left_out={**unknown, **found.left_out})
+        return usage_of(self._names, model, self._parts.settings.cache_dir)
 
     def check(
         self,

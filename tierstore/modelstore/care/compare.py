@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from tierstore.codecs import DELTA
 from tierstore.errors import OF_ONE, Damaged, NotFound, TierstoreError
 from tierstore.format.manifest import Manifest, named_tensors
 from tierstore.format.table import ChunkPlace
-from tierstore.ids import Digest, split_digests
+from tierstore.ids import Digest, check_name, split_digests
 from tierstore.modelstore.care.distinct import DistinctChunks
 from tierstore.modelstore.home.chain import (
     Chain,
@@ -25,6 +26,8 @@ from tierstore.modelstore.home.chain import (
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.loading.patchparts import parts_of
 from tierstore.modelstore.loading.stored import entry_bytes
+from tierstore.modelstore.names.listed import list_names
+from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.version import Version
 from tierstore.shown import counted, html_facts, html_table, size
 
@@ -321,6 +324,22 @@ class _Added:
             self.chunks.add(table, set(chunks_of(manifest)))
             self.pack_bytes.update(zip(table.pack_ids, table.pack_sizes, strict=True))
         return sum(file.size for file in full.files)
+
+
+def usage_of(names: Names, model: str | None, cache_dir: Path) -> Usage:
+    """Add up the bytes of the versions and variants of a model, or of all; see ``Store.usage``."""
+    every, unknown = dict[str, list[Version]](), dict[str, TierstoreError]()
+    if model is not None:
+        name = check_name("model", model)
+        every[name] = [*names.versions(name), *names.all_variants(name)]
+    else:
+        for name, found in list_names(names, cache_dir).all_versions():
+            if isinstance(found, TierstoreError):
+                unknown[name] = found
+            else:
+                every[name] = found
+    usage = measure(names.home, every)
+    return replace(usage, left_out={**unknown, **usage.left_out})
 
 
 def measure(home: Home, versions: Mapping[str, Sequence[Version]]) -> Usage:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 from tierstore.blobs.base import BlobStore
@@ -22,6 +23,7 @@ from tierstore.format.keys import (
     seq_of,
     unsegment,
 )
+from tierstore.modelstore.home.home import names_in
 from tierstore.modelstore.home.refs import follows
 
 _LOG = re.compile(re.escape(REFS) + r"([^/]+)/((?:(?:alias|variant)/)?[^/]+)/[0-9]{6}/[0-9]{9}\Z")
@@ -34,13 +36,15 @@ class End(NamedTuple):
         seq: Its number.
         mtime: When it was written, in seconds since the epoch by the storage's own clock: where a
             copy of a store is put back, a number may be given a second time.
+        size: Its size in bytes.
     """
 
     seq: int
     mtime: float
+    size: int
 
 
-_NONE = End(0, 0.0)
+_NONE = End(0, 0.0, 0)
 
 
 class Heads:
@@ -50,14 +54,23 @@ class Heads:
 
     Args:
         home_blobs: The store's home. A request lists a thousand entries.
+
+    Attributes:
+        newest_s: When the newest of all keys that were listed was written, in seconds since the
+            epoch by the storage's own clock; 0 without any.
     """
 
     def __init__(self, home_blobs: BlobStore) -> None:
         self._ends: dict[str, dict[str, End]] = {}
+        self._folders = dict[str, None]()
+        self.newest_s = 0.0
         of_log, prefix, ends, name = ("", ""), "", dict[str, End](), ""
         for info in home_blobs.list(REFS):
+            self.newest_s = max(self.newest_s, info.mtime)
             match = _LOG.match(info.key)
             if match is None:
+                folder, slash, _ = info.key.removeprefix(REFS).partition("/")
+                self._folders |= {folder: None} if slash else {}
                 continue
             if of_log != match.groups():
                 of_log = match[1], match[2]
@@ -70,7 +83,7 @@ class Heads:
                     ends = self._ends.setdefault(model, {})
             seq = seq_of(info.key, prefix)
             if seq is not None and follows(seq, ends.get(name, _NONE).seq):
-                ends[name] = End(seq, info.mtime)
+                ends[name] = End(seq, info.mtime, info.size)
 
     def of(self, model: str, name: str) -> End:
         """Return the last entry of a log.
@@ -87,6 +100,11 @@ class Heads:
             last = self.of(model, VERSION_LOG)
             if last.seq:
                 yield model, (last, self.of(model, REMOVED_LOG))
+
+    def strays(self) -> Iterator[str]:
+        """Yield the names of folders of models without any version: strangers', or what is left."""
+        named = chain(names_in(self._folders), self._ends)
+        return (name for name in dict.fromkeys(named) if not self.of(name, VERSION_LOG).seq)
 
     def aliases(self) -> Iterator[tuple[str, str, End]]:
         """Yield all aliases, removed ones too: the model, the alias and the last entry."""

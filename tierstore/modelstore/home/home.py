@@ -5,12 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tierstore.arguments import as_whole
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import BackendError, Conflict, InvalidName, NotFound, UsageError
 from tierstore.format import keys
+from tierstore.format.checks import digest_of
 from tierstore.format.chunking import DEFAULT_CHUNK, is_chunk_size
 from tierstore.format.reflog import LOST_MANIFEST
 from tierstore.format.storeconfig import (
@@ -139,6 +141,15 @@ class Home:
     def _config_seen(self, config: StoreConfig) -> None:
         """The store may have got features since it was opened."""
         self.config = config
+
+    def read_cache_path(self, cache_dir: Path) -> Path:
+        """Return the local file in which what was read of home is kept; see ``ReadCache``.
+
+        Args:
+            cache_dir: This node's folder of what can be lost.
+        """
+        place = digest_of(self.blobs.url.encode()).hex[:16]  # a copy of a store has its id
+        return cache_dir / self.config.store_id / f"gc-{place}.sqlite"
 
     @property
     def reclaims(self) -> bool:

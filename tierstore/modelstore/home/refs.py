@@ -230,11 +230,15 @@ class RefLog:
     def _known_entry(self, seq: int) -> RefEntry:
         entry = self._find(seq)
         if entry is None:
-            raise NotFound(
-                f"entry {seq} of {self.title}, {self.key_of(seq)}, is lost: 'tierstore repair' "
-                "makes it anew where another object says what it was, and else says what to do"
-            )
+            raise NotFound(self.lost(seq))
         return entry
+
+    def lost(self, seq: int) -> str:
+        """Return what is said of an entry that is not there though the log had it."""
+        return (
+            f"entry {seq} of {self.title}, {self.key_of(seq)}, is lost: 'tierstore repair' makes "
+            "it anew where another object says what it was, and else says what to do"
+        )
 
     def append(
         self,

@@ -4,6 +4,7 @@ __all__ = [
     "aliaslog",
     "claims",
     "history",
+    "listed",
     "members",
     "names",
     "purgerecords",

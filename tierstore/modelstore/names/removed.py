@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, repeat, takewhile
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.format.keys import REMOVED_LOG, VERSION_LOG, entry_key, ref_prefix
 from tierstore.format.reflog import RefEntry, parse_entry
+from tierstore.ids import Buffer
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.probe import certain_now_s
 from tierstore.modelstore.version import RELEASED, when
@@ -163,11 +165,44 @@ class Removals:
                     self._named[name] = entry.action == RELEASED
             elif self._has_entries(name):  # its first one is lost
                 self._named[name] = None
-            elif name not in self._strange:
-                self._strange.add(name)
-                _log.warning(
-                    "refs/%s is not listed: it holds no version, or all of its log is lost", name
-                )
+            else:
+                self.tell_strange(name)
+
+    def tell_strange(self, name: str) -> None:
+        """Log once that a name has no entry of a version."""
+        if name not in self._strange:
+            self._strange.add(name)
+            _log.warning(
+                "refs/%s is not listed: it holds no version, or all of its log is lost", name
+            )
+
+    def read_to(self, ends: Mapping[str, int]) -> None:
+        """Read logs of removals of models up to the entries with these numbers, in few requests.
+
+        What cannot be read is left to ``as_read``.
+        """
+        if not self._home.reclaims:
+            return
+        keys = {
+            model: [_key(model, known, at) for at in range(last - len(known.entries))]
+            for model, last in ends.items()
+            for known in [self._known_of(model)]
+        }
+        found = self._home.blobs.get_many([key for of_model in keys.values() for key in of_model])
+        for model, of_model in keys.items():
+            page = [found[key] for key in takewhile(found.__contains__, of_model)]
+            with suppress(Damaged, UnsupportedFormat):
+                self._take_in(model, self._known_of(model), page)
+
+    def as_read(self, model: str, last: int) -> Removed:
+        """Return what is removed of a model: nothing is asked if its log was read to an entry.
+
+        Args:
+            model: The model's name.
+            last: The number of that entry.
+        """
+        known = self._known_of(model)
+        return known.removed if len(known.entries) >= last else self.of(model)
 
     def _has_entries(self, name: str) -> bool:
         try:
@@ -205,16 +240,22 @@ class Removals:
         """
         if data is None:
             return known
-        entries, page = [*known.entries], [data]
+        page = [data]
         for most in chain(_PAGES, repeat(_PAGES[-1])):
-            for one in page:
-                seq = len(entries) + 1
-                entries.append(parse_entry(one, seq, f"removal {seq} of {model}"))
-            keys = [_key(model, _Known(entries=tuple(entries)), at) for at in range(most)]
+            known = self._take_in(model, known, page)
+            keys = [_key(model, known, at) for at in range(most)]
             found = self._home.blobs.get_many(keys)
             page = [found[key] for key in takewhile(found.__contains__, keys)]
             if not page:
                 break
+        return known
+
+    def _take_in(self, model: str, known: _Known, page: Sequence[Buffer]) -> _Known:
+        """Return a log of removals with the entries behind what is known of it."""
+        entries = [*known.entries]
+        for one in page:
+            seq = len(entries) + 1
+            entries.append(parse_entry(one, seq, f"removal {seq} of {model}"))
         removed, announced = dict(known.removed), dict(known.announced)
         for entry in entries[len(known.entries) :]:
             apply_removal(entry, removed, announced)

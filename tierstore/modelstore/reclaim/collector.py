@@ -39,6 +39,7 @@ from tierstore.modelstore.home.condemned import GRACE_S
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import standing
 from tierstore.modelstore.home.probe import probe
+from tierstore.modelstore.home.readcache import ReadCache
 from tierstore.modelstore.home.reserve import (
     NO_RESERVE,
     give_up_reserve,
@@ -56,7 +57,6 @@ from tierstore.modelstore.reclaim.heal import Healer
 from tierstore.modelstore.reclaim.indexmerge import tidy_index
 from tierstore.modelstore.reclaim.kept import Kept, last_of, read_kept, write_kept
 from tierstore.modelstore.reclaim.mark import Demand, Mark, Marker
-from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.repack import Repacker
 from tierstore.modelstore.reclaim.report import PackReport, Report, State, end_text
 from tierstore.modelstore.reclaim.reserve import Unheld, newest_s

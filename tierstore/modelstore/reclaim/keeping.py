@@ -14,11 +14,11 @@ from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import Chain
 from tierstore.modelstore.home.confirm import gone_packs
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.readcache import ReadCache
 from tierstore.modelstore.home.settling import Purged
 from tierstore.modelstore.reclaim.heal import Healer
 from tierstore.modelstore.reclaim.layouts import Layouts
 from tierstore.modelstore.reclaim.mark import Marker
-from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.roots import Root
 
 _ROUNDS = 10

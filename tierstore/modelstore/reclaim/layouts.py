@@ -19,8 +19,8 @@ from tierstore.format.table import ChunkTable
 from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.home.chain import fold_of
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.readcache import ReadCache, is_settled
 from tierstore.modelstore.reclaim.lost import Unloadable
-from tierstore.modelstore.reclaim.readcache import ReadCache, is_settled
 
 _KEPT_AT_ONCE = 1000
 _log = logging.getLogger("tierstore.gc")

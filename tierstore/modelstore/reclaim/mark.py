@@ -13,12 +13,12 @@ from tierstore.format.keys import version_key
 from tierstore.ids import Digest
 from tierstore.modelstore.home.condemned import Condemned
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.readcache import ReadCache
 from tierstore.modelstore.home.retention import NONE_OVER, Over
 from tierstore.modelstore.reclaim.holdings import Holdings, read_holdings
 from tierstore.modelstore.reclaim.layouts import Layouts
 from tierstore.modelstore.reclaim.lost import Unloadable, refuse
 from tierstore.modelstore.reclaim.needs import Need, Needs
-from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.roots import Found, Root, Roots
 from tierstore.modelstore.reclaim.ways import Ways
 

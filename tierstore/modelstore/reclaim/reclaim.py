@@ -327,7 +327,7 @@ class Reclaim:
             >>> done.whole, done.written, done.lost
             (1, 0, [])
         """
-        from tierstore.modelstore.reclaim.readcache import ReadCache
+        from tierstore.modelstore.home.readcache import ReadCache
         from tierstore.modelstore.reclaim.rebuild import rebuild_layouts
         from tierstore.modelstore.reclaim.roots import Root, Roots
 

@@ -14,9 +14,9 @@ from tierstore.format.keys import HEAD, REFS, entry_key, model_prefix, unsegment
 from tierstore.format.reflog import Hint, RefEntry, parse_entry
 from tierstore.format.sealed import Kind, unseal_body
 from tierstore.ids import Buffer
+from tierstore.modelstore.home.readcache import ReadCache
 from tierstore.modelstore.home.refs import MOST_MISSING, highest_of
 from tierstore.modelstore.reclaim.lostlogs import LostEntries, refuse_lost
-from tierstore.modelstore.reclaim.readcache import ReadCache
 
 _LOG = re.escape(REFS) + r"([^/]+)/((?:[^/]+/){1,2})"
 _ENTRY = re.compile(_LOG + r"[0-9]{6}/([0-9]{9})\Z")

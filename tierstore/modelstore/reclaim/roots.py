@@ -49,12 +49,12 @@ from tierstore.ids import Digest
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import standing
 from tierstore.modelstore.home.pins import PinnedVersion, Pins
+from tierstore.modelstore.home.readcache import ReadCache
 from tierstore.modelstore.home.retention import NONE_OVER, Over, SetRetentions
 from tierstore.modelstore.names.aliaslog import Meant, current, goes_back_to, meant_since
 from tierstore.modelstore.names.removed import PURGE, Removed, apply_removal, window_end_s
 from tierstore.modelstore.reclaim.evidence import Evidence, lengths, note_pins, orphaned
 from tierstore.modelstore.reclaim.lostlogs import LostEntries, refuse_lost
-from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.reflogs import Log, RefLogs
 from tierstore.modelstore.reclaim.report import end_text
 from tierstore.modelstore.version import RELEASED

@@ -12,11 +12,11 @@ from tierstore.format.purge import PurgeOrder
 from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import fold_of
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.readcache import ReadCache
 from tierstore.modelstore.reclaim.holdings import read_holdings
 from tierstore.modelstore.reclaim.layouts import Layouts
 from tierstore.modelstore.reclaim.purge.content import chunks_in, find, layout_of
 from tierstore.modelstore.reclaim.purge.receipt import Sharing
-from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.roots import Root, Roots
 
 _log = logging.getLogger("tierstore.purge")

@@ -1,4 +1,4 @@
-"""What a collector has read of home, kept in a local file for the next process that collects.
+"""What was read of home, kept in a local file for the next process that collects, or lists models.
 
 The file can be deleted at any moment: what it lacks is read again. A value counts only while the
 object that it was read from has the size and time that it had then, and every row carries a
