@@ -109,8 +109,8 @@ def test_what_was_collected_with_a_shorter_window_is_not_lost(
     assert store.repair().objects == []
     blobs.delete([COLLECTED])  # it says that, and may be lost at any time
     assert store.check(read_data=True).findings == []
-    report = store.repair()
-    assert (report.objects, report.hit) == ([], [])
+    repaired = store.repair()
+    assert (repaired.objects, repaired.hit) == ([], [])
 
 
 def test_what_is_gone_of_versions_in_force_is_lost_all_the_same(
@@ -138,8 +138,8 @@ def test_what_was_collected_is_not_lost_with_its_layout(
     assert store.reclaim.rebuild_layouts().lost == []
     assert layout not in {info.key for info in blobs.list(LAYOUTS)}, "its chunks are in no pack"
     assert store.check(read_data=True).findings == []
-    report = store.repair()
-    assert (report.objects, report.hit) == ([], [])
+    repaired = store.repair()
+    assert (repaired.objects, repaired.hit) == ([], [])
 
 
 def test_packs_of_a_removed_version_whose_layout_is_lost_are_no_garbage(

@@ -45,7 +45,7 @@ from tierstore.serving.hub.commits import CommitRequest, Committer
 from tierstore.serving.hub.repos import Repos
 from tierstore.serving.hub.rights import Caller
 from tierstore.serving.hub.spool import UploadSpool
-from tierstore.testing.faulty import FaultyStore
+from tierstore.testing.faulty import Fault, FaultyStore
 
 ROWS = {"w": Rows([1, 3], np.full((2, 8), 7, np.float32))}
 ENTRY = re.compile(r"refs/[a-z]+/(versions|variant/bf16)/[0-9]{6}/[0-9]{9}\Z|folds/[0-9a-f]{64}\Z")
@@ -220,7 +220,7 @@ def test_an_entry_whose_answer_was_lost_is_ones_own(
     blobs, made = copied(world), manifest_of(world, cache, name)
     done = list[str]()
 
-    def plan(op: str, key: str, n: int) -> Unreachable | str | None:
+    def plan(op: str, key: str, n: int) -> Fault:
         if is_entry(op, key) and not done:
             done.append(key)
             if purged:

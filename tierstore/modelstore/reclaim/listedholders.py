@@ -16,7 +16,6 @@ from pathlib import Path
 from tierstore.format.keys import REMOVED_LOG, VERSION_LOG, segment
 from tierstore.format.reflog import RefEntry
 from tierstore.modelstore.home.home import names_in
-from tierstore.modelstore.home.readcache import ReadCache
 from tierstore.modelstore.home.retention import SetRetentions
 from tierstore.modelstore.names.aliaslog import goes_back_to
 from tierstore.modelstore.names.names import Names
