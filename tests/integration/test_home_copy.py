@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from tests.servers.moto import Moto
 from tests.waiting import wait_until
 from tierstore.admin.doctor import diagnose
 from tierstore.admin.manage import add_tier, drain, remove_tier, set_tier
-from tierstore.blobs.base import BlobStore
+from tierstore.blobs.base import BlobInfo, BlobStore
 from tierstore.blobs.local import files
 from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
@@ -42,7 +42,7 @@ from tierstore.modelstore.reclaim.holdings import read_holdings
 from tierstore.serving.agent import Agent
 from tierstore.serving.collecting import CollectingPlan
 from tierstore.testing.faulty import Fault, FaultyStore
-from tierstore.tiers.durable.marker import MARKER, claim, release, verify
+from tierstore.tiers.durable.marker import MARKER, Keeper, claim, keep, release, verify
 from tierstore.tiers.durable.mover import Moved
 from tierstore.tiers.durable.tier import DurableTier
 from tierstore.wiring.backends import open_blobs
@@ -456,6 +456,60 @@ def test_where_inodes_have_no_lasting_numbers_their_time_is_enough(
     numbers = itertools.count(1)
     monkeypatch.setattr(files, "generation", lambda fd: next(numbers))
     assert blobs.signs(IDENTITY) & before
+
+
+class Seconds(MemoryStore):
+    """A storage that tells times in seconds, and whose clock stands still."""
+
+    def info(self, key: str) -> BlobInfo:
+        return replace(super().info(key), mtime=1_700_000_000.0)
+
+
+def tier_of(folder: Path) -> DurableTier:
+    store = LocalStore(folder, create=True)
+    store.put(MARKER, json.dumps({"store_id": "s", "tier": "warm"}).encode())
+    return DurableTier(spec("warm", folder), store, store_id="s")
+
+
+def test_homes_that_take_over_in_one_second_are_told_apart(tmp_path: Path) -> None:
+    tier, first, second = tier_of(tmp_path), Identity(Seconds()), Identity(Seconds())
+    first.take_over([tier])
+    first.check(tier, tier.verify())
+    second.take_over([tier])
+    second.check(tier, tier.verify())
+    with pytest.raises(OtherHome):
+        first.check(tier, tier.verify())
+
+
+def test_a_home_with_a_sign_of_before_goes_on(tmp_path: Path) -> None:
+    """Of a time alone, by which the tier names it; what it names itself has more."""
+    tier, blobs = tier_of(tmp_path), Seconds()
+    blobs.put(IDENTITY, b"tierstore: when and where the storage made this object\n")
+    keep(tier.blobs, "warm", "s", Keeper(blobs.signs(IDENTITY), blobs.url, "me", 7))
+    home = Identity(blobs)
+    home.check(tier, tier.verify())
+    home.confirm([(tier, tier.verify())])
+    assert tier.verify() == Keeper(blobs.signs(IDENTITY), blobs.url, "me", 7)
+    assert not home.made().signs & blobs.signs(IDENTITY)
+
+
+def test_a_copy_in_the_same_second_is_told_apart_in_a_bucket(
+    moto_server: Moto, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the same bytes; but not by the endpoint, as nodes name one storage in several ways."""
+    for key, value in moto_server.environment.items():
+        monkeypatch.setenv(key, value)
+    moto_server.client().create_bucket(Bucket="one-second")
+    tier = tier_of(tmp_path)
+    with open_blobs("s3://one-second/a") as blobs, open_blobs("s3://one-second/b") as copied:
+        home = Identity(blobs)
+        home.take_over([tier])
+        made = blobs.info(IDENTITY)
+        copied.put(IDENTITY, blobs.get(IDENTITY))
+        monkeypatch.setattr(copied, "info", lambda key: made)
+        home.check(tier, tier.verify())
+        with pytest.raises(OtherHome):
+            Identity(copied).check(tier, tier.verify())
 
 
 def test_a_collection_costs_one_request_more(tmp_path: Path, cache: Path) -> None:

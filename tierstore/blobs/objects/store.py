@@ -229,6 +229,16 @@ class ObjectStore(BlobStore):
         version = found["version"] if self._is_s3 else None
         return BlobInfo(key, found["size"], found["last_modified"].timestamp(), version)
 
+    def signs(self, key: str) -> frozenset[str]:
+        """Return when it was written, alone and with its bucket and its whole key.
+
+        Many storages tell the time in seconds, and two blobs may be written in one. The endpoint is
+        no part of it: nodes name the same storage in several ways.
+        """
+        where = f"{self._url.partition('://')[2]}/{key}"
+        early = super().signs(key)
+        return early | {f"{sign} in {where}" for sign in early}
+
     def delete(self, keys: Iterable[str]) -> None:
         checked = [check_key(key) for key in keys]
         refused: list[TierstoreError] = []

@@ -5,15 +5,24 @@ same list of tiers. What is saved in either from then on is garbage to the other
 each tier names the home that deletes there: by signs of one of its objects that only the storage
 gives, and that a copy of the object has not.
 
-Names of tiers and of places are no sign: nodes mount a home in different places.
+Names of tiers, mounts and hosts are no sign: nodes name a home in different ways.
+
+Where the storage gives no more than a time, which may be one of seconds, the object has random
+bytes as well, and what is written down is both together: homes that are made the one that deletes
+in one second are told apart, wherever they are. Signs of a time alone, as they were written before,
+count where they stand, and are written no more.
 """
 
 from __future__ import annotations
 
 import logging
+import re
+import secrets
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+
+import blake3
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import BackendError, NotFound, OtherHome, UsageError
@@ -23,7 +32,10 @@ from tierstore.shown import time_text
 from tierstore.tiers.durable.marker import Keeper, keep
 from tierstore.tiers.durable.tier import DurableTier
 
-_CONTENT = b"tierstore: when and where the storage made this object tells this home from a copy\n"
+_CONTENT = "tierstore: when and where the storage made this object tells this home from a copy\n"
+_EARLY = re.compile(r"written -?[0-9]+\Z")
+"""A sign of a time alone: two homes may have it."""
+
 _WAYS = (
     "If no other home uses the tiers of this store, 'tierstore gc --moved' makes this one the home "
     "that deletes there; else copy the tiers for it, and name the copies by 'tierstore tier set "
@@ -45,13 +57,23 @@ class Identity:
     def signs(self) -> frozenset[str]:
         """Return the signs of this home; none where it has none yet, or has lost them."""
         try:
-            return self._blobs.signs(IDENTITY)
+            return self._read()[1]
         except NotFound:
             return frozenset()
 
+    def _read(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Return the signs that are written down, and all by which this home is known."""
+        said = self._blobs.signs(IDENTITY)
+        early = frozenset(filter(_EARLY.match, said))
+        if not early:
+            return said, said
+        own = blake3.blake3(self._blobs.get(IDENTITY)).hexdigest()[:32]
+        given = frozenset(f"{sign} of {own}" for sign in said - early or early)
+        return given, given | early
+
     def made(self) -> Keeper:
         """Return this home as tiers name it; its object is made if it is missing."""
-        self._blobs.put_if_absent(IDENTITY, _CONTENT)
+        self._blobs.put_if_absent(IDENTITY, _content())
         return self._keeper()
 
     def take_over(self, tiers: Iterable[DurableTier]) -> list[str]:
@@ -70,7 +92,7 @@ class Identity:
                 f"{self._blobs.url} has no warm or cold tier beside itself, so no copy of it "
                 "deletes anything of its: there is nothing to do"
             )
-        self._blobs.put(IDENTITY, _CONTENT)
+        self._blobs.put(IDENTITY, _content())
         failed = _kept_by(self._keeper(), shared)
         if failed:
             raise failed[0]
@@ -144,7 +166,11 @@ class Identity:
 
     def _keeper(self) -> Keeper:
         now_us = time.time_ns() // 1000
-        return Keeper(self._blobs.signs(IDENTITY), self._blobs.url, whoami(), now_us)
+        return Keeper(self._read()[0], self._blobs.url, whoami(), now_us)
+
+
+def _content() -> bytes:
+    return f"{_CONTENT}{secrets.token_hex(16)}\n".encode()
 
 
 def asked(tiers: Iterable[DurableTier]) -> list[tuple[DurableTier, Keeper | None]]:
