@@ -159,6 +159,36 @@ _COPIES = (
         ("integration/test_copy.py::test_a_fold_that_says_something_else_is_not_copied",),
     ),
     Mutation(
+        "copied-fold-without-its-patch",
+        "SPEC 11: every manifest down to the nearest one with a fold is live, that one, too.",
+        "copying/versions.py",
+        "            self._bring_manifest(part.folds)\n",
+        "",
+        (
+            "integration/test_copy.py::"
+            "test_a_patch_on_a_fold_is_collected_where_it_was_copied[its manifest]",
+        ),
+    ),
+    Mutation(
+        "patch-on-a-fold-comes-though-what-is-folded-was-purged",
+        "SPEC 11: A manifest that is condemned here MUST NOT be written by a copy.",
+        "copying/versions.py",
+        "if home.reclaims and home.condemned.among([patch.raw]):",
+        "if False:",
+        ("integration/test_copy.py::test_a_patch_on_what_was_purged_there_is_refused",),
+    ),
+    Mutation(
+        "fold-needs-what-it-stands-for",
+        "SPEC 8: A reader MAY use the fold of any manifest of a chain instead of what lies below.",
+        "modelstore/reclaim/mark.py",
+        "folded.is_whole and digest != root.digest:",
+        "folded.is_whole and False:",
+        (
+            "integration/test_copy.py::"
+            "test_a_patch_on_a_fold_is_collected_where_it_was_copied[no manifest]",
+        ),
+    ),
+    Mutation(
         "sync-puts-an-older-version-in-front",
         "docs/how-to/copying.md: a version behind which another one is there is left out.",
         "copying/sync.py",

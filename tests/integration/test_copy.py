@@ -25,6 +25,7 @@ from tierstore.format.reflog import RefEntry
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.modelstore.home.chain import fold_of
 from tierstore.modelstore.home.footers import read_footer
+from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.saving import framing
 from tierstore.modelstore.store import Store
@@ -119,6 +120,36 @@ def test_a_version_brings_all_that_it_needs(many: Store, target: Store, number: 
     copied(many, f"m@{number}", target)
     equal(target.load("m@1").load(), many.load(f"m@{number}").load())
     assert not target.check(read_data=True).damaged
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["its manifest", "no manifest"])
+def test_a_patch_on_a_fold_is_collected_where_it_was_copied(
+    many: Store, target: Store, other: MemoryStore, is_there: bool
+) -> None:
+    """Copies of before lack the manifest that the fold stands for: they are sound, too."""
+    many.patch("m@4", {"emb": ROWS})
+    copied(many, "m@5", target)
+    key = version_key(many.resolve("m@4").digest)
+    assert other.present([key])
+    if not is_there:
+        other.delete([key])
+    enable(target._parts.home, wait_s=0)
+    other.delete([info.key for info in other.list("leases/")])
+    Collector(target._parts.home).run(grace_s=0)
+    assert bool(other.present([key])) == is_there
+    equal(target.load("m@1").load(), many.load("m@5").load())
+
+
+def test_a_patch_on_what_was_purged_there_is_refused(
+    many: Store, target: Store, other: MemoryStore
+) -> None:
+    many.patch("m@4", {"emb": ROWS})
+    enable(target._parts.home, wait_s=0)
+    purged, now_us = [many.resolve("m@4").digest.raw], time.time_ns() // 1000
+    target._parts.home.condemned.condemn([], purged, run=uuid.uuid4().hex, now_us=now_us)
+    with pytest.raises(Conflict, match="on which this patch lies, was purged"):
+        copied(many, "m@5", target)
+    assert target.models() == []
 
 
 def test_frames_are_copied_as_they_are(

@@ -1,9 +1,9 @@
 """Copies one version to another store: frames as they lie, and only what is not there.
 
 Its manifest is the same object in both stores, so it keeps its digest. What a patch lies on comes
-along: the manifests of its chain down to the nearest fold, and that fold, or nothing of that where
-the version below is in the other store already. Everything is written as a save does it, and one
-entry makes the version exist.
+along: the manifests of its chain down to that which has a fold, and the fold, or nothing of that
+where the version below is in the other store already. Everything is written as a save does it, and
+one entry makes the version exist.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from tierstore.errors import Conflict, Damaged, NotFound, UnsupportedFormat
+from tierstore.format.keys import version_key
 from tierstore.format.manifest import patch_info
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
@@ -56,6 +57,11 @@ class Plan:
     parts: tuple[Part, ...]
     base: Version | None = None
     below: Chain | None = None
+
+    @property
+    def folded(self) -> list[Digest]:
+        """The patch versions of which folds are copied."""
+        return [part.folds for part in self.parts if part.folds is not None]
 
 
 class VersionCopy:
@@ -143,7 +149,8 @@ class VersionCopy:
     ) -> tuple[RefEntry, int, int]:
         with ExitStack() as stack:
             writers = [self._write(stack, part, progress) for part in plan.parts]
-            below = frozenset(one.raw for one in plan.below.needed) if plan.below else frozenset()
+            under = {*(plan.below.needed if plan.below else ()), *plan.folded}
+            below = frozenset(one.raw for one in under)
 
             def write(is_again: bool) -> Digest:
                 if is_again:  # a copy keeps its name, which was condemned meanwhile
@@ -216,8 +223,28 @@ class VersionCopy:
         writer.copy(part.digest, sealed, manifest, opened.verified().content)
         if part.folds is not None:
             self._check_fold(part.folds, part.digest)
+            self._bring_manifest(part.folds)
             name_fold(self._target.home, part.folds, part.digest)
         return writer
+
+    def _bring_manifest(self, patch: Digest) -> None:
+        """Bring the manifest of a patch version of which the fold is copied, without its chunks.
+
+        Readers do not need it, but collectors find by it what the version is. A store to which
+        another one was copied by tierstore of before may lack it.
+        """
+        home = self._target.home
+        if home.reclaims and home.condemned.among([patch.raw]):
+            raise Conflict(
+                f"exactly the content b3:{patch.hex}, on which this patch lies, was purged from "
+                f"{home.blobs.url}, and is not copied there; fold the patch, and copy it again"
+            )
+        try:
+            _, sealed = self._source.home.manifest_as_stored(patch)
+        except (Damaged, NotFound) as error:
+            _log.warning("%s; its fold is copied without it", error)
+            return
+        home.blobs.put(version_key(patch), sealed)
 
     def _check_fold(self, patch: Digest, full: Digest) -> None:
         """Compare a fold that was copied with the patches that it stands for, where these are.

@@ -224,15 +224,18 @@ class Marker:
         needs, instead, last = list[Need](), list[Need](), list[Need]()
         digest = root.digest
         while True:
-            base = self._base_of(digest, mark)
-            folded = self._folded(digest, mark) if base is not None else None
+            self._name(digest, mark)
+            folded = self._folded(digest, mark)
             if folded is not None and folded.digest.raw in mark.condemned.manifests:
                 last.append(folded)
                 folded = None
+            if folded is not None and folded.is_whole and digest != root.digest:
+                needs.append(folded)  # readers find it before they ask what it stands for
+                break
+            base = self.layouts.base_of(digest)
             if folded is not None and folded.is_whole:
                 needs.append(folded)
-                if digest == root.digest:
-                    self._keep_own(root, mark)
+                self._keep_own(root, mark)
                 break
             if folded is not None:
                 instead.append(folded)
@@ -247,11 +250,11 @@ class Marker:
                 _note(mark, need, root, is_below=False)
             mark.lacking.append(Demand(root, needs, instead, last))
 
-    def _base_of(self, digest: Digest, mark: Mark) -> Digest | None:
+    def _name(self, digest: Digest, mark: Mark) -> None:
+        """Take note that a manifest is needed; raise ``_Orphan`` for one that was purged."""
         if digest.raw in mark.condemned.manifests and not self._is_there(digest):
             raise _Orphan
         mark.manifests.add(digest)
-        return self.layouts.base_of(digest)
 
     def _is_there(self, digest: Digest) -> bool:
         try:
