@@ -8162,6 +8162,28 @@ _PURGE = (
         ),
     ),
     Mutation(
+        "purge-takes-what-was-saved-beside-it-for-a-leftover",
+        "SPEC 10.3: What no entry names goes: those of saves that ended since the mark are read.",
+        "modelstore/reclaim/purge/content.py",
+        "    for digest in marker.named_since(mark):\n",
+        "    for digest in mark.named:\n",
+        (
+            "integration/test_purge_carrying.py"
+            "::test_what_is_saved_beside_a_purge_can_be_named_and_patched",
+        ),
+    ),
+    Mutation(
+        "purge-condemns-what-was-saved-again-beside-it",
+        "SPEC 10.3: Right before its list a collector looks which purged manifests are needed now.",
+        "modelstore/reclaim/purge/carrying.py",
+        "            going -= {one.raw for one in self._marker.needed_since(mark)}\n",
+        "            pass\n",
+        (
+            "integration/test_purge_carrying.py"
+            "::test_what_is_saved_beside_a_purge_can_be_named_and_patched",
+        ),
+    ),
+    Mutation(
         "purge-notes-before-it-deletes",
         "SPEC 10.3: What is found is added to purged content before anything is deleted.",
         "modelstore/reclaim/purge/purging.py",

@@ -776,3 +776,26 @@ def test_what_was_written_over_is_dropped_and_acknowledged_again(
     assert purges.receipt(receipt.id).outstanding == [store.node]
     purges.run()
     assert purges.receipt(receipt.id).is_complete
+
+
+@pytest.mark.parametrize(("seed", "left"), [(8, []), (1, ["beside@1"])])
+def test_what_is_saved_beside_a_purge_can_be_named_and_patched(
+    blobs: MemoryStore, cache: Path, seed: int, left: list[str]
+) -> None:
+    """It began and ended between two looks of the purge; also where it has the purged content."""
+    done = list[str]()
+
+    def plan(op: str, key: str, n: int) -> None:
+        if (op, key) == ("list", VERSIONS) and not done and list(blobs.list(SWEEPS)):
+            done.append(key)
+            with opened(blobs, cache / "other") as other:
+                other.save("beside", content(seed), base=None)
+
+    with opened(FaultyStore(blobs, plan), cache / "purging") as purging_store:
+        [receipt] = purges_of(purging_store).begin(["m@1"], force=False, message=None)
+    assert done
+    assert (receipt.is_done, receipt.chunks) == (True, 4)
+    assert [*receipt.manifests_left.values()] == left
+    with opened(blobs, cache / "after") as store:
+        assert str(store.alias("beside", "prod", "beside@1").version) == "beside@1"
+        assert str(store.patch("beside@1", {"shared": Dense(noise(77))})) == "beside@2"

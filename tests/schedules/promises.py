@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -133,6 +133,20 @@ class Promises:
                 if number not in removed.get(model, ()):
                     self._look(store, f"{model}@{number}", content)
             self._look_at_names(store)
+            if self.asked:
+                self._use(store, removed)
+
+    def _use(self, store: Store, removed: Mapping[str, Collection[int]]) -> None:
+        """Name and patch what stays: a purge beside it has condemned nothing of that."""
+        for (model, number), content in self.versions.items():
+            if number in removed.get(model, ()):
+                continue
+            ref = f"{model}@{number}"
+            try:
+                store.alias(model, "used", ref)
+                store.patch(ref, patched(content, 1)[0])
+            except TierstoreError as error:
+                raise Lost(f"{ref} cannot be used any more: {error}") from error
 
     def _finish_purges(self, store: Store) -> None:
         """Go on with all purges, whatever ended them: nothing that was purged is left anywhere."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
@@ -81,6 +81,8 @@ class Mark:
         orphans: Roots of which a manifest was purged and is gone: nobody was promised them.
         named: All manifests that a root or an entry of a version names, removed or not.
         logs: How many entries each log has; see ``Found.logs``.
+        now_s: The time of the mark, and with ``window_s`` as in ``Marker.mark``.
+        window_s: As there.
     """
 
     condemned: Condemned
@@ -99,6 +101,8 @@ class Mark:
     orphans: list[Root] = field(default_factory=list)
     named: set[Digest] = field(default_factory=set)
     logs: Mapping[str, int] = field(default_factory=dict)
+    now_s: float = 0.0
+    window_s: float | None = None
 
     def to_heal(self, left: Set[Digest], spared: Set[Digest] = frozenset()) -> list[Demand]:
         """Return what must be healed before anything is deleted: all that stays and is not whole.
@@ -168,6 +172,7 @@ class Marker:
         found = self._roots.find(now_s, window_s, before, over)
         mark = self._begin(condemned, now_s)
         mark.over, mark.logs = found.over, found.logs
+        mark.now_s, mark.window_s = now_s, window_s
         mark.in_force = {root.digest for root in found.roots if root.is_firm}
         mark.named = {root.digest for root in found.roots} | found.dead
         done, lost = set[Digest](), _lost(found, condemned)
@@ -196,6 +201,33 @@ class Marker:
         self.layouts.keep()
         mark.dead -= mark.live.keys()
         return mark
+
+    def named_since(self, mark: Mark) -> set[Digest]:
+        """Return all that roots, entries of versions and folds name now, behind a mark."""
+        found = self._look_again(mark)
+        named = mark.named | {root.digest for root in found.roots} | found.dead
+        return named | self._folds(named)
+
+    def needed_since(self, mark: Mark) -> set[Digest]:
+        """Return what roots and folds need now that were not there at a mark, and lie on."""
+        before, needed = self._folds(mark.manifests), set[Digest]()
+        for root in self._look_again(mark).roots:
+            digest: Digest | None = root.digest
+            while digest is not None and digest not in needed and digest not in mark.manifests:
+                needed.add(digest)
+                try:
+                    digest = self.layouts.base_of(digest)
+                except (Damaged, NotFound):
+                    break
+        return needed | (self._folds(mark.manifests | needed) - before)
+
+    def _look_again(self, mark: Mark) -> Found:
+        found = self._roots.find(mark.now_s, mark.window_s, mark.logs)
+        self.layouts.look(mark.now_s)
+        return found
+
+    def _folds(self, digests: Iterable[Digest]) -> set[Digest]:
+        return {full for one in digests if (full := self.layouts.fold_of(one)) is not None}
 
     def look_at(self, root: Root, condemned: Condemned) -> Mark:
         """Find what one root needs and lacks, by what was condemned right before; see ``mark``."""

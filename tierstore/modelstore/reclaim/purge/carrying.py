@@ -97,6 +97,7 @@ class Carrying(Errand):
         self._rebasing, self._open_alone = rebasing, open_alone
         self._frames, self._is_first = frames, is_first
         self._lease: HeldLease | None = None
+        self._marker: Marker | None = None
         self._every: list[Record] = []
         self._tried: set[Digest] = set()
         self._failed: list[str] = []
@@ -137,7 +138,7 @@ class Carrying(Errand):
 
     def prepare(self, mark: Mark, marker: Marker, lease: HeldLease) -> bool:
         """Find what is to go, and store standalone what lies on it; tell whether anything was."""
-        self._lease = lease
+        self._lease, self._marker = lease, marker
         self._find(mark, marker)
         every = set[bytes]().union(*(one.content.digests for one in self._every))
         self._frames.look(mark.holdings, every)
@@ -154,7 +155,7 @@ class Carrying(Errand):
 
     def _find(self, mark: Mark, marker: Marker) -> None:
         """Find the manifests of the orders, and their chunks."""
-        unfinished, self._unfinished = leftovers(self._home, mark, marker.layouts)
+        unfinished, self._unfinished = leftovers(self._home, mark, marker)
         # of one that cannot be read nobody can say whose it is
         open_ones = [one.content.manifests for one in self._every if not one.order.done]
         new = set[bytes]().union(*(unfinished - known for known in open_ones))
@@ -201,9 +202,15 @@ class Carrying(Errand):
         return found
 
     def names(self, mark: Mark) -> Set[bytes]:
-        """Return the digests of the manifests that nothing needs, and that are not condemned."""
+        """Return the digests of the manifests that nothing needs, and that are not condemned.
+
+        As nothing takes that back, what was saved or named since the mark is looked for first.
+        """
         every = set[bytes]().union(*(one.content.manifests for one in self._every))
-        return every - {one.raw for one in mark.manifests} - mark.condemned.manifests
+        going = every - {one.raw for one in mark.manifests} - mark.condemned.manifests
+        if going and self._marker is not None:
+            going -= {one.raw for one in self._marker.needed_since(mark)}
+        return going
 
     def rewrote(self, done: Repacked) -> None:
         """Count the bytes of new packs, and keep why some could not be written."""

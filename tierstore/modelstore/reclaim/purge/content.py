@@ -17,8 +17,7 @@ from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.home.chain import fold_of
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.home.leases import TTL_S, in_force
-from tierstore.modelstore.reclaim.layouts import Layouts
-from tierstore.modelstore.reclaim.mark import Mark
+from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.shown import counted
 
 _RUNS_S = 3.0 * TTL_S
@@ -143,24 +142,30 @@ def _variants(home: Home, model: str) -> dict[int, list[tuple[str, bytes]]]:
     return found
 
 
-def leftovers(home: Home, mark: Mark, layouts: Layouts) -> tuple[set[bytes], str | None]:
+def leftovers(home: Home, mark: Mark, marker: Marker) -> tuple[set[bytes], str | None]:
     """Return the manifests that were never published, and whom these may wait for.
 
     A fold, variant or save that ended before its entry leaves one, and nothing says whose content
-    it has.
+    it has. They are listed, then writers, and then what is named is read once more: whoever wrote
+    one before that and has no entry then has a lease. One that began and ended since the mark has
+    an entry.
     """
-    folds = {layouts.fold_of(one) for one in mark.named}
-    found = dict[bytes, float]()
+    known = mark.named | mark.manifests | {marker.layouts.fold_of(one) for one in mark.named}
+    found = dict[Digest, float]()
     for info in home.blobs.list(VERSIONS):
         with suppress(InvalidName):
             digest = Digest.from_hex(info.key.removeprefix(VERSIONS))
-            if digest not in mark.named and digest not in mark.manifests and digest not in folds:
-                found[digest.raw] = info.mtime
-    writers = in_force(home.blobs, "writer") if found else []
-    if not writers:
-        return set(found), None
+            if digest not in known:
+                found[digest] = info.mtime
+    if not found:
+        return set(), None
+    writers = in_force(home.blobs, "writer")
+    for digest in marker.named_since(mark):
+        found.pop(digest, None)
+    if not writers or not found:
+        return {one.raw for one in found}, None
     since_s = time.time() - _RUNS_S
-    old = {digest for digest, written_s in found.items() if written_s < since_s}
+    old = {digest.raw for digest, written_s in found.items() if written_s < since_s}
     waits = (
         f"writer {writers[0].who} (pid {writers[0].pid} on {writers[0].host}), whose content may "
         f"be in {counted(len(found) - len(old), 'manifest')} that nothing names yet"
