@@ -69,6 +69,14 @@ _COPIES = (
         ("integration/test_copy.py::test_what_was_purged_there_does_not_come_back",),
     ),
     Mutation(
+        "sync-that-lists-all-models-for-each",
+        "CHANGELOG: What sync asks of the target for a model does not grow with the others.",
+        "modelstore/names/names.py",
+        "self.home.log(model).last() is not None and bool(self.removals.listed([model]))",
+        "model in self.models()",
+        ("integration/test_copy_sync.py::test_a_second_sync_sends_what_changed",),
+    ),
+    Mutation(
         "index-of-a-plain-copy",
         "modelstore/home/index.py: a plain copy of a store lacks packs that were written since.",
         "modelstore/home/index.py",

@@ -15,7 +15,7 @@ from tierstore.copying.models import ModelCopy
 from tierstore.copying.report import Synced
 from tierstore.copying.sync import Sync, Wanted, _Pairs, sync_stores
 from tierstore.errors import Damaged, InvalidName, NotFound, Unreachable, UsageError
-from tierstore.format.keys import version_key
+from tierstore.format.keys import REFS, version_key
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Fault, FaultyStore
@@ -76,10 +76,16 @@ def test_a_store_is_brought_as_it_is(source: Store, target: Store) -> None:
     ]  # fmt: skip
 
 
-def test_a_second_sync_sends_what_changed(source: Store, target: Store, other: MemoryStore) -> None:
+def test_a_second_sync_sends_what_changed(
+    source: Store, target: Store, other: MemoryStore, cache: Path
+) -> None:
+    """And asks the target for no list of its models: what each costs does not grow with them."""
     synced(source, target, aliases=True)
     before = {info.key for info in other.list()}
-    again = synced(source, target, aliases=True)
+    asked = FaultyStore(other)
+    with opened(asked, cache / "again") as there:
+        again = synced(source, there, aliases=True, delete=True)
+        assert ("list_folders", REFS) not in asked.calls
     assert not again.of("copied")
     assert {one.outcome for one in again.aliases} == {"there"}
     assert {info.key for info in other.list()} == before

@@ -91,7 +91,7 @@ def _print_plan(data: schemas.Plan) -> None:
 def _versions(store: Store, model: str) -> list[str]:
     """Return all versions of a model, those that are removed but not purged among them."""
     removed = [one for one in store.deleted(model) if not one.is_purged]
-    present = store.versions(model) if model in store.models() else []
+    present = store.versions(model) if store._names.has(model) else []
     return [str(one) for one in [*present, *(one.version for one in removed)]]
 
 

@@ -77,7 +77,7 @@ def copy_release(
 
 def same_release(target: Store, name: str, members: list[Version]) -> Version | None:
     """Return the newest release of this name in the target that names exactly these versions."""
-    if name not in target.models():
+    if not target._names.has(name):
         return None
     wanted = {(one.model, one.number) for one in members}
     for version in target.versions(name):

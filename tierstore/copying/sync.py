@@ -197,7 +197,8 @@ class Sync:
 
     def _set_aliases(self, name: str, pairs: _Pairs) -> None:
         target, report = self._target, self._report
-        there = {one.name: one for one in target.aliases(name)} if name in target.models() else {}
+        is_there = target._names.has(name)
+        there = {one.name: one for one in target.aliases(name)} if is_there else {}
         wanted = self._source.aliases(name)
         for alias in wanted:
             now = there.get(alias.name)
@@ -239,7 +240,7 @@ class Sync:
         """
         going_numbers = pairs.before - {version.number for version in pairs.there.values()}
         target = self._target
-        every = target.versions(name) if name in target.models() else []
+        every = target.versions(name) if target._names.has(name) else []
         going = [version for version in every if version.number in going_numbers]
         if not going:
             return

@@ -152,6 +152,10 @@ class Names:
         """Return the names of all models that have a version which is not removed, sorted."""
         return self.removals.listed(self.home.models())
 
+    def has(self, model: str) -> bool:
+        """Return whether ``models`` has this name; reads nothing of any other."""
+        return self.home.log(model).last() is not None and bool(self.removals.listed([model]))
+
     def refuse_removed(self, model: str, number: int, meanwhile: str = "") -> None:
         """Raise ``NotFound`` for a version that is removed; see ``Named.refuse_removed``."""
         self.named.refuse_removed(model, number, meanwhile)
