@@ -154,7 +154,7 @@ class Names:
 
     def has(self, model: str) -> bool:
         """Return whether ``models`` has this name; reads nothing of any other."""
-        return self.home.log(model).last() is not None and bool(self.removals.listed([model]))
+        return self.removals.has_entries(model) and bool(self.removals.listed([model]))
 
     def refuse_removed(self, model: str, number: int, meanwhile: str = "") -> None:
         """Raise ``NotFound`` for a version that is removed; see ``Named.refuse_removed``."""

@@ -163,7 +163,7 @@ class Removals:
                     self._named[name] = None
                 else:
                     self._named[name] = entry.action == RELEASED
-            elif self._has_entries(name):  # its first one is lost
+            elif self.has_entries(name):  # its first one is lost
                 self._named[name] = None
             else:
                 self.tell_strange(name)
@@ -204,7 +204,8 @@ class Removals:
         known = self._known_of(model)
         return known.removed if len(known.entries) >= last else self.of(model)
 
-    def _has_entries(self, name: str) -> bool:
+    def has_entries(self, name: str) -> bool:
+        """Return whether a name has the log of a model; ``True`` where its end cannot be read."""
         try:
             return self._home.log(name).last() is not None
         except (Damaged, UnsupportedFormat) as error:  # whoever asks for a version of it is told
