@@ -5,7 +5,8 @@ of home counted as requests to an object store. Four kinds of growth: models of 
 versions of one model, chunks of a few models, and patches of one model. Every operation runs in a
 process of its own, after it has run once on a tiny store, so that no import is counted. The
 exponent of growth is the slope of a line through the logarithms of sizes and costs: 0 where a cost
-stays as it is, 1 where it doubles with the store.
+stays as it is, 1 where it doubles with the store. Kinds can be measured one by one: each says when;
+``docs/assets/growth.json`` has the last run of each.
 
 Run: ``python -m benchmarks.bench_growth [models] [versions] [chunks] [patches] [--small]
 [--only OPERATION]``
@@ -23,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import MIB, show, write_results
+from benchmarks.common import MIB, machine, show, write_results
 from benchmarks.data import bench_dir
 from benchmarks.generated import Shape
 from benchmarks.growth import OPERATIONS, Cost, Place, cost_of, exponent, make
@@ -133,7 +134,7 @@ def main() -> None:
                 name: {str(size): asdict(cost) for size, cost in by_size.items()}
                 for name, by_size in costs.items()
             }
-            results[kind] = {"costs": costs_of, "exponents": found}
+            results[kind] = {"date": machine()["date"], "costs": costs_of, "exponents": found}
             write_results("growth-small" if args.small else "growth", results)
 
 
