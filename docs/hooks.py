@@ -109,7 +109,8 @@ def _command(path: tuple[str, ...], command: Any) -> Iterator[str]:
     if parameters:
         yield from ("| argument or option | what it is | environment variable |", "|---|---|---|")
         for one in parameters:
-            yield f"| {_names(one)} | {_cell(one.help or '')}{_default(one)} | {_variable(one)} |"
+            about = one.text if one.param_type_name == "argument" else one.help
+            yield f"| {_names(one)} | {_cell(about or '')}{_default(one)} | {_variable(one)} |"
         yield ""
 
 
@@ -131,7 +132,7 @@ def _names(parameter: Any) -> str:
 
 
 def _default(parameter: Any) -> str:
-    value = parameter.default
+    value = None if parameter.required else parameter.default
     shown = not (callable(value) or value is None or value is False or value in ("", ()))
     return f" Default: `{value}`." if shown and parameter.param_type_name == "option" else ""
 

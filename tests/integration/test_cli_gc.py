@@ -131,7 +131,7 @@ def test_enabling_is_asked_for_and_names_who_writes(
 def test_whoever_is_asked_can_say_no(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     said = {"Enable it for good?": False}
-    monkeypatch.setattr("typer.confirm", lambda text, abort: _confirm(said[text]))
+    monkeypatch.setattr("click.confirm", lambda text, abort: _confirm(said[text]))
     done = run("gc", "--enable")
     assert done.code == 130
     assert run("gc").code == 2, "it is not enabled"

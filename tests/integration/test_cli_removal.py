@@ -138,7 +138,7 @@ def test_who_purges_is_asked_about_the_versions_that_are_meant(
         asked.append(text)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("typer.confirm", confirm)
+    monkeypatch.setattr("click.confirm", confirm)
     assert run("rm", "m", "n", "--purge", "--force").code == 130
     assert asked == ["Delete m@4, n@1 for good?"]
     for ref in ("m@stagign", "m@release:nosuch"):

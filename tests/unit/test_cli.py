@@ -158,7 +158,8 @@ def test_every_command_has_help_and_a_schema() -> None:
     for name, node in COMMANDS:
         assert node.help, f"{name} has no help"
         for parameter in node.params:
-            assert getattr(parameter, "help", "") or parameter.name == "help", (name, parameter)
+            about = parameter.text if parameter.param_type_name == "argument" else parameter.help
+            assert about or parameter.name == "help", (name, parameter)
 
 
 @pytest.mark.parametrize("name", ["", *commands.GROUPS])

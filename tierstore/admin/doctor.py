@@ -47,7 +47,7 @@ CORE = (
     "msgspec",
     "fsspec",
     "obstore",
-    "typer",
+    "click",
     "rich",
 )
 """Libraries that tierstore always uses."""

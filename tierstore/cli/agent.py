@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import counted, size
+from tierstore.cli.kit.params import option
 from tierstore.cli.kit.times import duration
 from tierstore.cli.placing import BudgetOption, ShareOption, budget_of
 from tierstore.cli.schemas import placing as schemas
@@ -25,38 +24,36 @@ if TYPE_CHECKING:
 
 EveryOption = Annotated[
     str,
-    typer.Option(
-        metavar="TIME", help="Time from the end of a round to the start of the next: 30s, 5m."
-    ),
+    option(metavar="TIME", help="Time from the end of a round to the start of the next: 30s, 5m."),
 ]
 MetricsOption = Annotated[
     str | None,
-    typer.Option(
+    option(
         metavar="[HOST:]PORT",
         help="Serve /metrics for Prometheus here (default: not); port 0 takes a free one.",
     ),
 ]
 LogOption = Annotated[
     str,
-    typer.Option(metavar="FORM", help="Form of the log: text, or json for one object per line."),
+    option(metavar="FORM", help="Form of the log: text, or json for one object per line."),
 ]
 RebaseOption = Annotated[
     bool,
-    typer.Option(
+    option(
         "--rebase/--no-rebase", help="Replace deltas that cost too much to read, or leave them."
     ),
 ]
 FoldOption = Annotated[
     bool,
-    typer.Option("--fold/--no-fold", help="Fold versions on many patches, or leave them."),
+    option("--fold/--no-fold", help="Fold versions on many patches, or leave them."),
 ]
 RewriteOption = Annotated[
     str,
-    typer.Option(metavar="SIZE", help="Most bytes that a round writes to rebase and to fold."),
+    option(metavar="SIZE", help="Most bytes that a round writes to rebase and to fold."),
 ]
 GrowthOption = Annotated[
     float,
-    typer.Option(
+    option(
         metavar="PERCENT",
         min=0,
         help="Most that rebases and folds add to what is stored, until garbage is collected.",
@@ -64,31 +61,27 @@ GrowthOption = Annotated[
 ]
 FollowOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--follow", metavar="REF", help="Keep this version hot on this node; may be repeated."
-    ),
+    option("--follow", metavar="REF", help="Keep this version hot on this node; may be repeated."),
 ]
 ResumeOption = Annotated[
     bool,
-    typer.Option("--resume", help="Follow the references that were followed on this node last."),
+    option("--resume", help="Follow the references that were followed on this node last."),
 ]
 GcEvery = Annotated[
     str,
-    typer.Option(metavar="TIME", help="Collect garbage once in this time, if allowed; 0: never."),
+    option(metavar="TIME", help="Collect garbage once in this time, if allowed; 0: never."),
 ]
 ScrubEvery = Annotated[
     str,
-    typer.Option(
-        metavar="TIME", help="Verify every copy of every pack once in this time; 0: never."
-    ),
+    option(metavar="TIME", help="Verify every copy of every pack once in this time; 0: never."),
 ]
 GcMaxBytes = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="Most to delete by one collection, counted in all tiers."),
+    option(metavar="SIZE", help="Most to delete by one collection, counted in all tiers."),
 ]
 GcMaxTime = Annotated[
     str,
-    typer.Option(metavar="TIME", help="Begin no deletions after this time in a collection."),
+    option(metavar="TIME", help="Begin no deletions after this time in a collection."),
 ]
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, table, when
+from tierstore.cli.kit.params import argument, option
 from tierstore.cli.kit.skipped import Skipped
 from tierstore.cli.models import REF_HELP, Message, ref_of
 from tierstore.cli.schemas import core as schemas
@@ -20,15 +19,11 @@ if TYPE_CHECKING:
 
 AliasTarget = Annotated[
     str,
-    typer.Argument(
-        metavar="MODEL@ALIAS", help="The alias: MODEL@ALIAS or MODEL ALIAS.", show_default=False
-    ),
+    argument(metavar="MODEL@ALIAS", help="The alias: MODEL@ALIAS or MODEL ALIAS."),
 ]
 OwnRef = Annotated[
     str,
-    typer.Argument(
-        metavar="REF", help=f"{REF_HELP} A number alone is a version of MODEL.", show_default=False
-    ),
+    argument(metavar="REF", help=f"{REF_HELP} A number alone is a version of MODEL."),
 ]
 
 
@@ -46,14 +41,13 @@ def log(
     cli: Cli,
     ref: Annotated[
         str | None,
-        typer.Argument(
+        argument(
             metavar="MODEL[@ALIAS|@+VARIANT]",
             help="Show only its history; without it, that of the whole store.",
-            show_default=False,
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Show only the newest N entries.")
+        int | None, option(metavar="N", min=1, help="Show only the newest N entries.")
     ] = None,
 ) -> None:
     """Show who published, moved or removed what, when and why.
@@ -235,7 +229,7 @@ def ls(
     cli: Cli,
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="List those of this model.", show_default=False),
+        argument(metavar="MODEL", help="List those of this model."),
     ] = None,
 ) -> None:
     """List the aliases of a model, or of all models and releases.

@@ -6,10 +6,11 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from click.exceptions import Exit
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import counted
+from tierstore.cli.kit.params import option
 from tierstore.cli.placing import PackTarget, packs_of
 from tierstore.cli.schemas import placing as schemas
 from tierstore.errors import UsageError
@@ -26,20 +27,16 @@ def restore(
     target: PackTarget,
     days: Annotated[
         int,
-        typer.Option(
-            metavar="N", min=1, max=365, help="Days for which the restored copies are kept."
-        ),
+        option(metavar="N", min=1, max=365, help="Days for which the restored copies are kept."),
     ] = 7,
     speed: Annotated[
         str,
-        typer.Option(
-            metavar="WORD", help="expedited (minutes), standard (hours) or bulk (half a day)."
-        ),
+        option(metavar="WORD", help="expedited (minutes), standard (hours) or bulk (half a day)."),
     ] = "standard",
     check: Annotated[
-        bool, typer.Option("--check", help="Only show what can be read; restore nothing.")
+        bool, option("--check", help="Only show what can be read; restore nothing.")
     ] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until all packs can be read.")] = False,
+    wait: Annotated[bool, option("--wait", help="Wait until all packs can be read.")] = False,
 ) -> None:
     """Restore a version's packs from an archive such as GLACIER.
 
@@ -71,7 +68,7 @@ def restore(
     waiting = [pack.hex() for pack, state in found.items() if state not in ("readable", "restored")]
     cli.out.show(data, waiting, lambda: print(_told(data)))
     if waiting:
-        raise typer.Exit(3)
+        raise Exit(3)
 
 
 def _open(found: Mapping[bytes, str]) -> int:

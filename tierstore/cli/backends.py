@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from click.exceptions import Exit
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import facts, size
+from tierstore.cli.kit.params import argument, option
 from tierstore.cli.schemas import tiers as schemas
 from tierstore.cli.tierargs import BackendOptions, pairs
 
@@ -21,15 +22,14 @@ def validate(
     cli: Cli,
     url: Annotated[
         str,
-        typer.Argument(
+        argument(
             metavar="URL",
             help="Storage to try: a directory, s3://, hdfs://, redis:// ...",
-            show_default=False,
         ),
     ],
     tier: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--as",
             metavar="NAME",
             help="Use the login and options of this tier in this node's file.",
@@ -71,7 +71,7 @@ def validate(
     )
     cli.out.show(data, can_be, lambda: _print(data, can))
     if found.broken:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 def _print(data: schemas.Validation, can: Capabilities) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from click.exceptions import Exit
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import counted, printable, size
+from tierstore.cli.kit.params import argument, option
 from tierstore.cli.models import Ref
 from tierstore.cli.schemas import copying as schemas
 
@@ -19,31 +20,25 @@ PARTIAL = 3
 
 History = Annotated[
     bool,
-    typer.Option("--history", help="Let entries keep their times, and who wrote them."),
+    option("--history", help="Let entries keep their times, and who wrote them."),
 ]
 
-Source = Annotated[
-    str, typer.Argument(metavar="URL", help="The store that has it.", show_default=False)
-]
-Target = Annotated[
-    str, typer.Argument(metavar="URL", help="The store that it comes to.", show_default=False)
-]
+Source = Annotated[str, argument(metavar="URL", help="The store that has it.")]
+Target = Annotated[str, argument(metavar="URL", help="The store that it comes to.")]
 Models = Annotated[
     list[str] | None,
-    typer.Option("--models", metavar="GLOB", help="Only models and releases of these names."),
+    option("--models", metavar="GLOB", help="Only models and releases of these names."),
 ]
 Versions = Annotated[
     str | None,
-    typer.Option(
-        "--versions", metavar="WHICH", help="Only these: 12, 5-20, 30-, last:3, with commas."
-    ),
+    option("--versions", metavar="WHICH", help="Only these: 12, 5-20, 30-, last:3, with commas."),
 ]
-Aliases = Annotated[bool, typer.Option("--aliases", help="Set aliases as they are in the source.")]
+Aliases = Annotated[bool, option("--aliases", help="Set aliases as they are in the source.")]
 Delete = Annotated[
     bool,
-    typer.Option("--delete", help="Remove versions that the source does not have, as rm does."),
+    option("--delete", help="Remove versions that the source does not have, as rm does."),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")]
+DryRun = Annotated[bool, option("--dry-run", help="Change nothing; say what would be done.")]
 
 
 def cp(
@@ -52,7 +47,7 @@ def cp(
     to: Target,
     model: Annotated[
         str | None,
-        typer.Option("--as", metavar="MODEL", help="The model's name there (default: the same)."),
+        option("--as", metavar="MODEL", help="The model's name there (default: the same)."),
     ] = None,
     history: History = False,
 ) -> None:
@@ -119,9 +114,9 @@ def sync(
     done = [one.version or one.source for one in data.versions if one.outcome == "copied"]
     cli.out.show(data, done, lambda: _print(data))
     if report.is_damaged:
-        raise typer.Exit(4)
+        raise Exit(4)
     if report.failed:
-        raise typer.Exit(PARTIAL)
+        raise Exit(PARTIAL)
 
 
 def _version_json(one: CopiedVersion) -> schemas.CopiedVersionJson:

@@ -12,11 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from tierstore.cli.aliases import alias_json
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, size, table
+from tierstore.cli.kit.params import option
 from tierstore.cli.schemas import core as schemas
 from tierstore.cli.stores import du_json
 from tierstore.errors import Damaged
@@ -36,14 +35,14 @@ def demo(
     cli: Cli,
     directory: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--dir",
             metavar="DIR",
             help="Directory for its temporary files (default: the system's).",
         ),
     ] = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the temporary store instead of removing it.")
+        bool, option("--keep", help="Keep the temporary store instead of removing it.")
     ] = False,
 ) -> None:
     """Save, load and roll back real weights in a temporary store.

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, facts, size, table
+from tierstore.cli.kit.params import argument, option
 from tierstore.cli.models import Ref, matching, version_fields, version_json
 from tierstore.cli.schemas import core as schemas
 from tierstore.cli.schemas.deltas import ChangeJson, DiffJson
@@ -115,9 +114,7 @@ def tensors(
     ref: Ref,
     filter_: Annotated[
         list[str] | None,
-        typer.Option(
-            "--filter", metavar="GLOB", help="List only tensors that match; may be repeated."
-        ),
+        option("--filter", metavar="GLOB", help="List only tensors that match; may be repeated."),
     ] = None,
 ) -> None:
     """List a version's tensors: dtype, shape, size, stored size, codec."""
@@ -179,12 +176,8 @@ def tensor_json(tensor: Tensor) -> schemas.TensorJson:
     )
 
 
-OldArgument = Annotated[
-    str, typer.Argument(metavar="OLD", help="The older version.", show_default=False)
-]
-NewArgument = Annotated[
-    str, typer.Argument(metavar="NEW", help="The newer version.", show_default=False)
-]
+OldArgument = Annotated[str, argument(metavar="OLD", help="The older version.")]
+NewArgument = Annotated[str, argument(metavar="NEW", help="The newer version.")]
 
 
 def diff(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from click.exceptions import Exit
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import facts, size
+from tierstore.cli.kit.params import option
 from tierstore.cli.schemas import health as schemas
 from tierstore.cli.tierhealth import disk_json, disk_text, tier_facts, tier_health_json
 from tierstore.errors import ConfigError, OutOfSpace
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def doctor(
     cli: Cli,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse TIERSTORE_ variables that are not known.")
+        bool, option("--strict", help="Refuse TIERSTORE_ variables that are not known.")
     ] = False,
 ) -> None:
     """Check this installation, the store and its tiers.
@@ -43,7 +44,7 @@ def doctor(
     if found.store is not None and found.store.error is not None:
         raise found.store.error
     if any(tier.error for tier in data.tiers):
-        raise typer.Exit(3)
+        raise Exit(3)
 
 
 def _diagnosis(cli: Cli) -> Diagnosis:

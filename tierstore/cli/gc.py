@@ -10,10 +10,12 @@ from decimal import Decimal
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+import click
+from click.exceptions import Exit
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import NOT_ENABLED, Column, counted, printable, size, table, when
+from tierstore.cli.kit.params import option
 from tierstore.cli.kit.times import duration
 from tierstore.cli.schemas import gc as schemas
 from tierstore.cli.schemas.core import LastGc
@@ -45,49 +47,49 @@ _EXPLAINED = {
 
 Enable = Annotated[
     bool,
-    typer.Option("--enable", help="Allow removal and collection in this store, for good."),
+    option("--enable", help="Allow removal and collection in this store, for good."),
 ]
 Moved = Annotated[
     bool,
-    typer.Option(
+    option(
         "--moved",
         help="Make this the home that deletes in the tiers, as it was moved or restored.",
     ),
 ]
-Yes = Annotated[bool, typer.Option("--yes", help="With --enable and --moved: do not ask.")]
+Yes = Annotated[bool, option("--yes", help="With --enable and --moved: do not ask.")]
 Wait = Annotated[
     str,
-    typer.Option(
+    option(
         metavar="TIME",
         help="With --enable: time to wait for saves that began before; 0 if there are none.",
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")]
+DryRun = Annotated[bool, option("--dry-run", help="Only show what would be deleted.")]
 Explain = Annotated[
     bool,
-    typer.Option("--explain", help="Change nothing; say why every byte of every tier is there."),
+    option("--explain", help="Change nothing; say why every byte of every tier is there."),
 ]
 NoRepack = Annotated[
     bool,
-    typer.Option("--no-repack", help="Leave packs as they are of which much is waste."),
+    option("--no-repack", help="Leave packs as they are of which much is waste."),
 ]
 Grace = Annotated[
     str,
-    typer.Option(metavar="TIME", help="Time that packs of unfinished saves stay: 12h, 7d, or 0."),
+    option(metavar="TIME", help="Time that packs of unfinished saves stay: 12h, 7d, or 0."),
 ]
 Window = Annotated[
     str | None,
-    typer.Option(
+    option(
         metavar="TIME",
         help="Time in which a removal can be undone, instead of what 'retention' says: or 0.",
     ),
 ]
 MaxBytes = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="Delete at most this much, counted in all tiers: 1TB."),
+    option(metavar="SIZE", help="Delete at most this much, counted in all tiers: 1TB."),
 ]
 MaxTime = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Begin no deletions after this time: 30m.")
+    str | None, option(metavar="TIME", help="Begin no deletions after this time: 30m.")
 ]
 
 
@@ -145,7 +147,7 @@ def gc(
     cli.out.show(data, deleted, lambda: _print(data))
     cli.out.told_down(report.down)
     if report.stopped or report.down or report.refused:
-        raise typer.Exit(3)
+        raise Exit(3)
 
 
 def _enable(cli: Cli, wait: str, *, yes: bool) -> None:
@@ -194,7 +196,7 @@ def _take_over(cli: Cli, *, yes: bool) -> None:
 def _ask(talks: bool, why: str, question: str) -> None:
     if not talks or sys.stdin is None or not sys.stdin.isatty():
         raise UsageError(f"{why}, so it asks, and nobody can answer here: give --yes")
-    typer.confirm(question, abort=True)
+    click.confirm(question, abort=True)
 
 
 class _Waiting:
@@ -254,7 +256,7 @@ def _explain(cli: Cli, grace: timedelta, window: timedelta | None) -> None:
     cli.out.show(data, [], lambda: _print_explained(data))
     cli.out.told_down(found.down)
     if found.down:
-        raise typer.Exit(3)
+        raise Exit(3)
 
 
 def _share_json(share: Share) -> schemas.GcShare:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, table, when
+from tierstore.cli.kit.params import argument, option
 from tierstore.cli.kit.skipped import Skipped
 from tierstore.cli.models import version_fields, version_json
 from tierstore.cli.removal import show_deleted
@@ -21,12 +20,10 @@ def ls(
     cli: Cli,
     model: Annotated[
         str | None,
-        typer.Argument(
-            metavar="MODEL", help="List the versions of this model.", show_default=False
-        ),
+        argument(metavar="MODEL", help="List the versions of this model."),
     ] = None,
     deleted: Annotated[
-        bool, typer.Option("--deleted", help="List versions that were removed instead.")
+        bool, option("--deleted", help="List versions that were removed instead.")
     ] = False,
 ) -> None:
     """List models, or the versions of one.

@@ -5,10 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
-import typer
-
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import counted, size
+from tierstore.cli.kit.params import argument, option
 from tierstore.cli.schemas import core as schemas
 from tierstore.cli.schemas.deltas import Rebase
 from tierstore.errors import UsageError
@@ -19,9 +18,9 @@ if TYPE_CHECKING:
     from tierstore.modelstore.version import FileInfo, SaveStats, Version
 
 REF_HELP = "Version: MODEL, MODEL@ALIAS or MODEL ALIAS, MODEL@12 or MODEL@b3:DIGEST."
-Ref = Annotated[str, typer.Argument(metavar="REF", help=REF_HELP, show_default=False)]
+Ref = Annotated[str, argument(metavar="REF", help=REF_HELP)]
 Message = Annotated[
-    str, typer.Option("--message", "-m", metavar="MSG", help="Note for the log: why this is done.")
+    str, option("--message", "-m", metavar="MSG", help="Note for the log: why this is done.")
 ]
 
 
@@ -62,11 +61,10 @@ def version_json(version: Version) -> schemas.VersionJson:
 
 Source = Annotated[
     str,
-    typer.Argument(
+    argument(
         metavar="SOURCE",
         help="A directory, or one file. Tensors are taken from safetensors files, other files are "
         "stored as bytes; pickles are refused.",
-        show_default=False,
     ),
 ]
 
@@ -75,35 +73,34 @@ def save(
     cli: Cli,
     model: Annotated[
         str,
-        typer.Argument(
+        argument(
             metavar="MODEL",
             help="Name of the model, such as ranker or org/ranker.",
-            show_default=False,
         ),
     ],
     source: Source,
     alias: Annotated[
-        str | None, typer.Option(metavar="A", help="Point this alias to the new version.")
+        str | None, option(metavar="A", help="Point this alias to the new version.")
     ] = None,
     message: Message = "",
     exclude: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB", help="Leave out paths that match; may be repeated."),
+        option(metavar="GLOB", help="Leave out paths that match; may be repeated."),
     ] = None,
     allow_no_tensors: Annotated[
         bool,
-        typer.Option("--allow-no-tensors", help="Save a directory that holds no tensors, too."),
+        option("--allow-no-tensors", help="Save a directory that holds no tensors, too."),
     ] = False,
     base: Annotated[
         str,
-        typer.Option(
+        option(
             metavar="REF|auto|none",
             help="Store new chunks as deltas against a version; auto takes the nearest one.",
         ),
     ] = "auto",
     distilled_from: Annotated[
         str | None,
-        typer.Option(metavar="REF", help="Teacher of this version, recorded in its lineage."),
+        option(metavar="REF", help="Teacher of this version, recorded in its lineage."),
     ] = None,
 ) -> None:
     """Store a model as a new version.
@@ -158,28 +155,24 @@ def _print_saved(data: schemas.Save) -> None:
         )
 
 
-ToOption = Annotated[
-    str, typer.Option("--to", metavar="DIR", help="Directory to write to.", show_default=False)
-]
+ToOption = Annotated[str, option("--to", metavar="DIR", help="Directory to write to.")]
 TensorsOption = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         metavar="GLOB",
         help="Write only these tensors, to DIR/subset.safetensors; may be repeated.",
     ),
 ]
-DeleteOption = Annotated[
-    bool, typer.Option("--delete", help="Remove files in DIR that no export wrote.")
-]
+DeleteOption = Annotated[bool, option("--delete", help="Remove files in DIR that no export wrote.")]
 MergeOption = Annotated[
     bool,
-    typer.Option(
+    option(
         "--merge", help="Keep files in DIR that no export wrote, unless the version has them too."
     ),
 ]
 ProfileOption = Annotated[
     str | None,
-    typer.Option(
+    option(
         metavar="NAMES",
         help="Variants to prefer, best first, or the name of a profile; full: the original.",
     ),
@@ -267,7 +260,7 @@ def rebase(
     ref: Ref,
     above: Annotated[
         float,
-        typer.Option(
+        option(
             metavar="N",
             help="Replace deltas that fetch over N times the bytes of a full chunk; 1 for all.",
         ),

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, size, table
+from tierstore.cli.kit.params import argument, option
 from tierstore.cli.models import Message, Ref, version_fields
 from tierstore.cli.schemas import patches as schemas
 from tierstore.format.patch import PATCH_FORMS
@@ -22,19 +21,15 @@ def patch(
     ref: Ref,
     file: Annotated[
         str,
-        typer.Argument(
-            metavar="FILE", help="Patch file that was made for this version.", show_default=False
-        ),
+        argument(metavar="FILE", help="Patch file that was made for this version."),
     ],
     alias: Annotated[
-        str | None, typer.Option(metavar="A", help="Point this alias to the new version.")
+        str | None, option(metavar="A", help="Point this alias to the new version.")
     ] = None,
     message: Message = "",
     no_fold: Annotated[
         bool,
-        typer.Option(
-            "--no-fold", help="Never fold now; fails on a version that lies on 16 patches."
-        ),
+        option("--no-fold", help="Never fold now; fails on a version that lies on 16 patches."),
     ] = False,
 ) -> None:
     """Publish a version that differs from another by a patch file.
@@ -73,19 +68,18 @@ def patch(
 
 SinceArgument = Annotated[
     str,
-    typer.Argument(
+    argument(
         metavar="SINCE",
         help="Version to start from: MODEL@12, MODEL@ALIAS ...",
-        show_default=False,
     ),
 ]
 UntilOption = Annotated[
     str | None,
-    typer.Option(metavar="REF", help="Version to end with (default: the newest of the model)."),
+    option(metavar="REF", help="Version to end with (default: the newest of the model)."),
 ]
 ToOption = Annotated[
     str | None,
-    typer.Option("--to", metavar="DIR", help="Write each patch to a file in this directory."),
+    option("--to", metavar="DIR", help="Write each patch to a file in this directory."),
 ]
 
 
@@ -173,9 +167,7 @@ def fold(
     ref: Ref,
     at_least: Annotated[
         int,
-        typer.Option(
-            metavar="N", min=1, help="Fold only if the version lies on N patches or more."
-        ),
+        option(metavar="N", min=1, help="Fold only if the version lies on N patches or more."),
     ] = 1,
 ) -> None:
     """Store a version that lies on patches as full chunks.

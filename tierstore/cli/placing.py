@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from click.exceptions import Exit
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, facts, printable, size, table
+from tierstore.cli.kit.params import argument, option
 from tierstore.cli.schemas import placing as schemas
 from tierstore.errors import NotFound
 
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
     from tierstore.tiers.durable.budget import Budget
     from tierstore.tiers.durable.mover import Moved
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and move nothing.")]
+DryRun = Annotated[bool, option("--dry-run", help="Show the plan and move nothing.")]
 BudgetOption = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--budget",
         metavar="SIZE",
         help="Most bytes per second to read and write, such as 100MB (default: no limit).",
@@ -30,16 +31,14 @@ BudgetOption = Annotated[
 ]
 ShareOption = Annotated[
     float,
-    typer.Option(
+    option(
         metavar="X",
         min=0.01,
         max=1.0,
         help="Share of the time to spend on moves, and so of the bandwidth.",
     ),
 ]
-PackTarget = Annotated[
-    str, typer.Argument(metavar="REF|PACK", help="Version, or id of a pack.", show_default=False)
-]
+PackTarget = Annotated[str, argument(metavar="REF|PACK", help="Version, or id of a pack.")]
 
 
 def budget_of(size: str | None, share: float) -> Budget:
@@ -73,7 +72,7 @@ def rebalance(
 def move(
     cli: Cli,
     target: PackTarget,
-    to: Annotated[str, typer.Option("--to", metavar="TIER", help="Name of the tier, or home.")],
+    to: Annotated[str, option("--to", metavar="TIER", help="Name of the tier, or home.")],
     dry_run: DryRun = False,
     budget: BudgetOption = None,
     share: ShareOption = 1.0,
@@ -129,7 +128,7 @@ def _carry_out(
     cli.out.show(data, [one.pack for one in data.moves], lambda: print_moves(data))
     cli.out.warn_quiet(data.notes)
     if not data.complete:
-        raise typer.Exit(3)
+        raise Exit(3)
 
 
 def _planned(plan: Plan) -> schemas.Moves:
@@ -251,7 +250,7 @@ def explain(cli: Cli, target: PackTarget) -> None:
     )
     cli.out.show(data, [one.pack for one in data.packs], lambda: _print_explained(data))
     if data.missing:
-        raise typer.Exit(3)
+        raise Exit(3)
 
 
 def _explained(one: Explanation) -> schemas.PackExplained:

@@ -6,10 +6,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+import click
+from click.exceptions import Exit
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, printable, size, table, when
+from tierstore.cli.kit.params import argument, option
 from tierstore.cli.schemas import purge as schemas
 from tierstore.errors import UsageError
 
@@ -20,9 +22,7 @@ if TYPE_CHECKING:
 _SHOWN = 20
 ReceiptId = Annotated[
     str,
-    typer.Argument(
-        metavar="ID", help="The receipt: how its id begins, or a version.", show_default=False
-    ),
+    argument(metavar="ID", help="The receipt: how its id begins, or a version."),
 ]
 
 
@@ -39,7 +39,7 @@ def purge(
         named = [str(one) for ref in refs for one in _versions(store, ref)] if every else [*refs]
         versions = store.purges.versions(*named)  # what was agreed to is what goes
         if not yes:
-            typer.confirm(f"Delete {', '.join(map(str, versions))} for good?", abort=True)
+            click.confirm(f"Delete {', '.join(map(str, versions))} for good?", abort=True)
         with cli.progress("purging"):
             found = store.purge(*versions, force=force or every, message=message)
     _show_each(cli, found)
@@ -132,21 +132,18 @@ def run(cli: Cli) -> None:
     ids = [one.id for one in found]
     cli.out.show(data, ids, lambda: _print_all(found, "every purge is complete"))
     if not all(one.is_complete for one in found):
-        raise typer.Exit(3)
+        raise Exit(3)
 
 
 def gone(
     cli: Cli,
-    nodes: Annotated[
-        list[str], typer.Argument(metavar="NODE...", help="Nodes, as receipts have them.")
-    ],
+    nodes: Annotated[list[str], argument(metavar="NODE...", help="Nodes, as receipts have them.")],
     reason: Annotated[
         str,
-        typer.Option(
+        option(
             "--reason",
             "-m",
             help="How it is known; receipts tell it, with who says so and when.",
-            show_default=False,
         ),
     ],
 ) -> None:
@@ -171,7 +168,7 @@ def _show_each(cli: Cli, found: Sequence[PurgeReceipt]) -> None:
 
     cli.out.show(data, [one.id for one in found], text)
     if not all(one.is_complete for one in found):
-        raise typer.Exit(3)
+        raise Exit(3)
 
 
 def _json(one: PurgeReceipt) -> schemas.Receipt:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
-import typer
+from click.exceptions import Exit
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, printable, size, table
+from tierstore.cli.kit.params import argument, option
 from tierstore.cli.models import REF_HELP
 from tierstore.cli.schemas import rebuild as schemas
 from tierstore.errors import UsageError
@@ -20,7 +21,7 @@ def rebuild_index(
     cli: Cli,
     source: Annotated[
         Literal["layouts", "packs"],
-        typer.Option("--from", help="Where chunks are looked for: packs, if layouts are lost."),
+        option("--from", help="Where chunks are looked for: packs, if layouts are lost."),
     ] = "layouts",
 ) -> None:
     """Make the index of all chunks anew.
@@ -50,17 +51,13 @@ def rebuild_index(
     cli.out.show(data, [], text)
     cli.out.told_down(done.down)
     if done.down or done.unread:
-        raise typer.Exit(3)
+        raise Exit(3)
 
 
 def rebuild_layout(
     cli: Cli,
-    refs: Annotated[
-        list[str] | None, typer.Argument(metavar="REF...", help=REF_HELP, show_default=False)
-    ] = None,
-    every: Annotated[
-        bool, typer.Option("--all", help="Look at all versions of the store.")
-    ] = False,
+    refs: Annotated[list[str] | None, argument(metavar="REF...", help=REF_HELP)] = None,
+    every: Annotated[bool, option("--all", help="Look at all versions of the store.")] = False,
 ) -> None:
     """Make layouts of versions anew that are lost or damaged.
 
@@ -96,9 +93,9 @@ def rebuild_layout(
     cli.out.show(data, [one.needed_by for one in done.lost], text)
     cli.out.told_down(done.down)
     if done.lost:
-        raise typer.Exit(4)
+        raise Exit(4)
     if done.down or done.unread:
-        raise typer.Exit(3)
+        raise Exit(3)
 
 
 def _print_unread(keys: Sequence[str], down: Mapping[str, str]) -> None:

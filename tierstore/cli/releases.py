@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, facts, table, when
+from tierstore.cli.kit.params import argument, option
 from tierstore.cli.kit.skipped import Skipped
 from tierstore.cli.models import Message, Ref, version_fields
 from tierstore.cli.schemas import releases as schemas
@@ -20,24 +19,20 @@ if TYPE_CHECKING:
 
 def create(
     cli: Cli,
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Name of the release.", show_default=False)
-    ],
+    name: Annotated[str, argument(metavar="NAME", help="Name of the release.")],
     members: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="REF...", help="Versions to tie together, one per model.", show_default=False
-        ),
+        argument(metavar="REF...", help="Versions to tie together, one per model."),
     ] = None,
     based_on: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--from", metavar="RELEASE", help="Take versions of all other models from this release."
         ),
     ] = None,
     alias: Annotated[
         str | None,
-        typer.Option(metavar="A", help="Point this alias to the release, on every node at once."),
+        option(metavar="A", help="Point this alias to the release, on every node at once."),
     ] = None,
     message: Message = "",
 ) -> None:
@@ -59,7 +54,7 @@ def ls(
     cli: Cli,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="List the releases of this name.", show_default=False),
+        argument(metavar="NAME", help="List the releases of this name."),
     ] = None,
 ) -> None:
     """List the names of releases, or the releases of one.

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from tierstore.cli import purge as purging
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import NOT_ENABLED, Column, counted, table, when
+from tierstore.cli.kit.params import argument, option
 from tierstore.cli.kit.skipped import Skipped
 from tierstore.cli.models import REF_HELP, Message, Ref, version_fields, version_json
 from tierstore.cli.schemas import removal as schemas
@@ -24,42 +23,40 @@ if TYPE_CHECKING:
     from tierstore.modelstore.reclaim.rules import Keep
     from tierstore.modelstore.store import Store
 
-KeepLast = Annotated[int | None, typer.Option(metavar="N", help="Keep the newest N versions.")]
+KeepLast = Annotated[int | None, option(metavar="N", help="Keep the newest N versions.")]
 KeepWithin = Annotated[
     str | None,
-    typer.Option(metavar="TIME", help="Keep versions of this time before the newest: 12h, 30d."),
+    option(metavar="TIME", help="Keep versions of this time before the newest: 12h, 30d."),
 ]
 KeepHourly = Annotated[
-    int | None, typer.Option(metavar="N", help="Keep the newest version of each of N hours.")
+    int | None, option(metavar="N", help="Keep the newest version of each of N hours.")
 ]
-KeepDaily = Annotated[int | None, typer.Option(metavar="N", help="The same by days (UTC).")]
-KeepWeekly = Annotated[int | None, typer.Option(metavar="N", help="The same by weeks.")]
-KeepMonthly = Annotated[int | None, typer.Option(metavar="N", help="The same by months.")]
-KeepYearly = Annotated[int | None, typer.Option(metavar="N", help="The same by years.")]
+KeepDaily = Annotated[int | None, option(metavar="N", help="The same by days (UTC).")]
+KeepWeekly = Annotated[int | None, option(metavar="N", help="The same by weeks.")]
+KeepMonthly = Annotated[int | None, option(metavar="N", help="The same by months.")]
+KeepYearly = Annotated[int | None, option(metavar="N", help="The same by years.")]
 KeepTag = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="GLOB", help="Keep versions with such an alias or message; may be repeated."
-    ),
+    option(metavar="GLOB", help="Keep versions with such an alias or message; may be repeated."),
 ]
 
 
 def remove(
     cli: Cli,
-    refs: Annotated[list[str], typer.Argument(metavar="REF...", help=REF_HELP, show_default=False)],
+    refs: Annotated[list[str], argument(metavar="REF...", help=REF_HELP)],
     every: Annotated[
-        bool, typer.Option("--all", help="Remove all versions of each MODEL that is named.")
+        bool, option("--all", help="Remove all versions of each MODEL that is named.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Remove the newest version of a model as well.")
+        bool, option("--force", help="Remove the newest version of a model as well.")
     ] = False,
     purge: Annotated[
         bool,
-        typer.Option("--purge", help="For good: delete the bytes everywhere, with a receipt."),
+        option("--purge", help="For good: delete the bytes everywhere, with a receipt."),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="With --purge: do not ask.")] = False,
+    yes: Annotated[bool, option("--yes", help="With --purge: do not ask.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With --purge: say what would go, and change nothing.")
+        bool, option("--dry-run", help="With --purge: say what would go, and change nothing.")
     ] = False,
     message: Message = "",
 ) -> None:
@@ -158,9 +155,7 @@ def _show_deleted(cli: Cli, found: Sequence[RemovedVersion], none: str) -> None:
 
 def forget(
     cli: Cli,
-    models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Models.", show_default=False)
-    ],
+    models: Annotated[list[str], argument(metavar="MODEL...", help="Models.")],
     keep_last: KeepLast = None,
     keep_within: KeepWithin = None,
     keep_hourly: KeepHourly = None,
@@ -170,14 +165,14 @@ def forget(
     keep_yearly: KeepYearly = None,
     keep_tag: KeepTag = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what stays, and by which rule.")
+        bool, option("--dry-run", help="Only show what stays, and by which rule.")
     ] = False,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Remove however many versions the rules do not keep.")
+        bool, option("--yes", help="Remove however many versions the rules do not keep.")
     ] = False,
     most_percent: Annotated[
         float,
-        typer.Option(metavar="N", help="Stop if more percent of a model's versions would go."),
+        option(metavar="N", help="Stop if more percent of a model's versions would go."),
     ] = 20.0,
     message: Message = "",
 ) -> None:

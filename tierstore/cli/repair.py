@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from click.exceptions import Exit
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.objects import MANY, by_kind, short_ids
 from tierstore.cli.kit.output import counted, printable, size
+from tierstore.cli.kit.params import argument, option
 from tierstore.cli.models import REF_HELP
 from tierstore.cli.schemas import repair as schemas
 from tierstore.errors import OutOfSpace, UsageError
@@ -21,18 +22,18 @@ def repair(
     cli: Cli,
     refs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[REF]...", help=REF_HELP, show_default=False),
+        argument(metavar="[REF]...", help=REF_HELP),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")
+        bool, option("--dry-run", help="Change nothing; say what would be done.")
     ] = False,
     home: Annotated[
         bool,
-        typer.Option("--home", help="First make what the store cannot be opened without anew."),
+        option("--home", help="First make what the store cannot be opened without anew."),
     ] = False,
     store_id: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--store-id", metavar="ID", help="With --home: the store's id, as tier.json has it."
         ),
     ] = None,
@@ -67,9 +68,9 @@ def repair(
             "gc' make some: repair again then, what was repaired until now stays so"
         )
     if not report.is_whole:
-        raise typer.Exit(4)
+        raise Exit(4)
     if report.down:
-        raise typer.Exit(3)
+        raise Exit(3)
 
 
 def repair_json(report: RepairReport) -> schemas.Repair:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import NOT_ENABLED, counted, facts
+from tierstore.cli.kit.params import argument, option
 from tierstore.cli.kit.skipped import Skipped
 from tierstore.cli.kit.times import duration
 from tierstore.cli.models import Message
@@ -37,15 +36,15 @@ if TYPE_CHECKING:
 
 WindowOption = Annotated[
     str | None,
-    typer.Option(metavar="TIME", help="Time in which a removal can be undone: 7d, 12h, or 0."),
+    option(metavar="TIME", help="Time in which a removal can be undone: 7d, 12h, or 0."),
 ]
 AliasHistoryOption = Annotated[
     str | None,
-    typer.Option(metavar="TIME", help="Time that a version stays after an alias left it: 30d, 0."),
+    option(metavar="TIME", help="Time that a version stays after an alias left it: 30d, 0."),
 ]
 RetentionModel = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="The model; all models without it.", show_default=False),
+    argument(metavar="MODEL", help="The model; all models without it."),
 ]
 
 
@@ -114,18 +113,17 @@ def apply(
     cli: Cli,
     models: Annotated[
         list[str] | None,
-        typer.Argument(
+        argument(
             metavar="MODEL...",
             help="Models; without it all with rules.",
-            show_default=False,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what stays, and by which rule.")
+        bool, option("--dry-run", help="Only show what stays, and by which rule.")
     ] = False,
     yes: Annotated[
         bool,
-        typer.Option(
+        option(
             "--yes",
             help="Remove however many versions the rules do not keep, in their first window too.",
         ),

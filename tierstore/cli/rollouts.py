@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, facts, table
+from tierstore.cli.kit.params import argument, option
 from tierstore.cli.kit.refs import joined
 from tierstore.cli.models import Message, Ref, ref_of
 from tierstore.cli.schemas import rollout as schemas
@@ -21,45 +20,39 @@ if TYPE_CHECKING:
 
 AliasTarget = Annotated[
     str,
-    typer.Argument(
-        metavar="MODEL[@ALIAS]", help="Alias to move (default: prod).", show_default=False
-    ),
+    argument(metavar="MODEL[@ALIAS]", help="Alias to move (default: prod)."),
 ]
 
 
 ToOption = Annotated[
     str,
-    typer.Option(
-        "--to", metavar="REF", help="Version to move to: a number such as 13, or a reference."
-    ),
+    option("--to", metavar="REF", help="Version to move to: a number such as 13, or a reference."),
 ]
 StagesOption = Annotated[
     str,
-    typer.Option(metavar="LIST", help="Percentage of the nodes in each stage, rising to 100."),
+    option(metavar="LIST", help="Percentage of the nodes in each stage, rising to 100."),
 ]
 EveryOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="TIME", help="Let agents step, this time apart: 30m, 2h (default: by hand)."
-    ),
+    option(metavar="TIME", help="Let agents step, this time apart: 30m, 2h (default: by hand)."),
 ]
 GateOption = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         metavar="METRIC<=X",
         help="Bound on a metric that must hold before each step; may be repeated.",
     ),
 ]
 LabelOption = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         metavar="NAME=VALUE",
         help="Only nodes with this label change before the last stage; may be repeated.",
     ),
 ]
 WindowOption = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         metavar="HH:MM-HH:MM",
         help="Step only at this time of the day, in UTC; may be repeated.",
     ),
@@ -105,7 +98,7 @@ def step(
     cli: Cli,
     target: AliasTarget,
     force: Annotated[
-        bool, typer.Option("--force", help="Step even if it is early or a gate does not hold.")
+        bool, option("--force", help="Step even if it is early or a gate does not hold.")
     ] = False,
     message: Message = "",
 ) -> None:
@@ -128,7 +121,7 @@ def status(
     cli: Cli,
     target: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL[@ALIAS]", help="Show only this rollout.", show_default=False),
+        argument(metavar="MODEL[@ALIAS]", help="Show only this rollout."),
     ] = None,
 ) -> None:
     """Show the stage, the gates and the next step of rollouts."""
@@ -178,13 +171,11 @@ def report(
     ref: Ref,
     values: Annotated[
         list[str],
-        typer.Argument(
-            metavar="METRIC=NUMBER...", help="Values that were measured.", show_default=False
-        ),
+        argument(metavar="METRIC=NUMBER...", help="Values that were measured."),
     ],
     node: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Node that measured them (default: this one)."),
+        option(metavar="NAME", help="Node that measured them (default: this one)."),
     ] = None,
 ) -> None:
     """Report what a node measured, for the gates of a rollout.

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import as_json, facts
+from tierstore.cli.kit.params import option
 from tierstore.cli.schemas import serve as schemas
 
-HostOption = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")]
+HostOption = Annotated[str, option("--host", metavar="ADDRESS", help="Address to listen on.")]
 PortOption = Annotated[
     int,
-    typer.Option(
+    option(
         "--port",
         metavar="PORT",
         min=0,
@@ -24,7 +23,7 @@ PortOption = Annotated[
 ]
 TokensOption = Annotated[
     Path | None,
-    typer.Option(
+    option(
         "--tokens",
         metavar="FILE",
         help="TOML file of the tokens that may read and write models.",
@@ -32,7 +31,7 @@ TokensOption = Annotated[
 ]
 SpoolOption = Annotated[
     Path | None,
-    typer.Option(
+    option(
         "--spool",
         metavar="DIR",
         help="Directory where uploads wait for their commit (default: in the cache).",
@@ -40,19 +39,17 @@ SpoolOption = Annotated[
 ]
 CertificateOption = Annotated[
     Path | None,
-    typer.Option(
-        "--certificate", metavar="FILE", help="PEM file of the certificate, to serve https."
-    ),
+    option("--certificate", metavar="FILE", help="PEM file of the certificate, to serve https."),
 ]
 KeyOption = Annotated[
     Path | None,
-    typer.Option("--key", metavar="FILE", help="PEM file of the certificate's key."),
+    option("--key", metavar="FILE", help="PEM file of the certificate's key."),
 ]
 
 
 PerAddressOption = Annotated[
     int,
-    typer.Option(
+    option(
         "--connections-per-address",
         metavar="COUNT",
         min=1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
+from click.exceptions import Exit
 
 from tierstore.cli.gc import last_gc, print_last_gc
 from tierstore.cli.kit.command import Cli
@@ -28,7 +28,7 @@ def df(cli: Cli) -> None:
     cli.out.show(data, [tier.name for tier in data.tiers], lambda: _print(data))
     cli.out.told_down({tier.name: tier.error for tier in data.tiers if tier.error})
     if any(tier.error for tier in data.tiers):
-        raise typer.Exit(3)
+        raise Exit(3)
 
 
 def usage_json(report: TierReport) -> schemas.TierUsageJson:

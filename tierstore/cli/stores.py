@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from click.exceptions import Exit
 
 from tierstore.cli.gc import last_gc, print_last_gc
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.objects import MANY, by_kind, short_ids, some_of
 from tierstore.cli.kit.output import Column, counted, printable, shares, size, table
+from tierstore.cli.kit.params import argument, option
 from tierstore.cli.kit.times import duration
 from tierstore.cli.schemas import core as schemas
 from tierstore.cli.schemas import tiers as tier_schemas
@@ -38,15 +39,11 @@ if TYPE_CHECKING:
 
 UrlArgument = Annotated[
     str | None,
-    typer.Argument(
-        metavar="URL", help="Where to make the store; instead of --store.", show_default=False
-    ),
+    argument(metavar="URL", help="Where to make the store; instead of --store."),
 ]
 ChunkSizeOption = Annotated[
     str,
-    typer.Option(
-        metavar="SIZE", help="Size of chunks: a power of two, 1MiB to 16MiB; never changes."
-    ),
+    option(metavar="SIZE", help="Size of chunks: a power of two, 1MiB to 16MiB; never changes."),
 ]
 
 
@@ -108,7 +105,7 @@ def du(
     cli: Cli,
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="Show only this model.", show_default=False),
+        argument(metavar="MODEL", help="Show only this model."),
     ] = None,
 ) -> None:
     """Show stored sizes, and how much dedup, codecs and deltas save.
@@ -182,18 +179,18 @@ def print_usage(data: schemas.Du) -> None:
 def check(
     cli: Cli,
     read_data: Annotated[
-        bool, typer.Option("--read-data", help="Also read, decode and verify every chunk.")
+        bool, option("--read-data", help="Also read, decode and verify every chunk.")
     ] = False,
     hot: Annotated[
-        bool, typer.Option("--hot", help="Also verify every chunk in this node's hot tier.")
+        bool, option("--hot", help="Also verify every chunk in this node's hot tier.")
     ] = False,
     subset: Annotated[
         str | None,
-        typer.Option(metavar="SHARE", help="Read data, but only this share of it: 5%."),
+        option(metavar="SHARE", help="Read data, but only this share of it: 5%."),
     ] = None,
     max_time: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Read data, but begin no more after this time: 2h."),
+        option(metavar="TIME", help="Read data, but begin no more after this time: 2h."),
     ] = None,
 ) -> None:
     """Verify the store and list what is damaged or garbage.
@@ -218,9 +215,9 @@ def check(
     cli.out.show(_json(report), damaged, lambda: _print_report(report, read_data, hot))
     cli.out.told_down(report.down)
     if report.damaged:
-        raise typer.Exit(4)
+        raise Exit(4)
     if report.down:
-        raise typer.Exit(3)
+        raise Exit(3)
 
 
 def _json(report: CheckReport) -> schemas.CheckJson:

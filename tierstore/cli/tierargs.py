@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from tierstore.cli.kit.params import option
 from tierstore.cli.schemas import tiers as schemas
 from tierstore.errors import UsageError
 from tierstore.shown import shown_url
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 BackendOptions = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         "--option",
         metavar="NAME=VALUE",
         help="Option of the backend, such as ttl_s=60; may be repeated.",
@@ -24,7 +23,7 @@ BackendOptions = Annotated[
 ]
 PricesOption = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         "--price",
         metavar="NAME=X",
         help="Price, such as gb_month=0.023, or list=s3-standard; may be repeated.",
@@ -32,7 +31,7 @@ PricesOption = Annotated[
 ]
 High = Annotated[
     int | None,
-    typer.Option(
+    option(
         metavar="PERCENT",
         min=1,
         max=100,
@@ -41,7 +40,7 @@ High = Annotated[
 ]
 Low = Annotated[
     int | None,
-    typer.Option(
+    option(
         metavar="PERCENT",
         min=1,
         max=100,
@@ -51,7 +50,7 @@ Low = Annotated[
 
 
 def _text(metavar: str, text: str) -> Any:
-    return typer.Option(metavar=metavar, help=text)
+    return option(metavar=metavar, help=text)
 
 
 HotUrl = Annotated[
@@ -78,7 +77,7 @@ ColdSize = Annotated[
 ]
 TierOptions = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         "--option",
         metavar="TIER.NAME=VALUE",
         help="Option of a tier, such as cold.storage_class=STANDARD_IA; may be repeated.",
@@ -86,7 +85,7 @@ TierOptions = Annotated[
 ]
 TierPrices = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         "--price",
         metavar="TIER.NAME=X",
         help="Price of a tier, such as cold.gb_month=0.0125; may be repeated.",

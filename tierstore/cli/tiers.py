@@ -5,10 +5,11 @@ from __future__ import annotations
 from itertools import count
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from click.exceptions import Exit
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, facts, printable, size, table
+from tierstore.cli.kit.params import argument, option
 from tierstore.cli.models import Message
 from tierstore.cli.placing import BudgetOption, DryRun, ShareOption, budget_of
 from tierstore.cli.schemas import tiers as schemas
@@ -31,20 +32,16 @@ if TYPE_CHECKING:
     from tierstore.tiers.durable.census import Holding
     from tierstore.tiers.durable.mover import Moved
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the tier.", show_default=False)]
+Name = Annotated[str, argument(metavar="NAME", help="Name of the tier.")]
 Timeout = Annotated[
     str | None,
-    typer.Option(
-        metavar="TIME", help="Time that one request may take, such as 500ms (default: 5s)."
-    ),
+    option(metavar="TIME", help="Time that one request may take, such as 500ms (default: 5s)."),
 ]
 
 
 def ls(
     cli: Cli,
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Show only this tier.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, argument(metavar="NAME", help="Show only this tier.")] = None,
 ) -> None:
     """List the tiers in the order in which they are read.
 
@@ -69,15 +66,14 @@ def ls(
 
 UrlArgument = Annotated[
     str,
-    typer.Argument(
+    argument(
         metavar="URL",
         help="Where it is: a directory, redis://, memcached://, s3:// ...",
-        show_default=False,
     ),
 ]
 RoleOption = Annotated[
     str | None,
-    typer.Option(
+    option(
         metavar="ROLE",
         help="hot, shared, warm or cold (default: that of a NAME hot, warm or cold, else what "
         "the URL suggests).",
@@ -85,7 +81,7 @@ RoleOption = Annotated[
 ]
 QuotaOption = Annotated[
     str | None,
-    typer.Option("--size", metavar="SIZE", help="Quota, such as 50GB (default: none)."),
+    option("--size", metavar="SIZE", help="Quota, such as 50GB (default: none)."),
 ]
 
 
@@ -140,10 +136,10 @@ def change(
     name: Name,
     url: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="New place, to which its packs have been copied."),
+        option(metavar="URL", help="New place, to which its packs have been copied."),
     ] = None,
     quota: Annotated[
-        str | None, typer.Option("--size", metavar="SIZE", help="New quota, such as 50GB, or none.")
+        str | None, option("--size", metavar="SIZE", help="New quota, such as 50GB, or none.")
     ] = None,
     high: High = None,
     low: Low = None,
@@ -151,7 +147,7 @@ def change(
     option: BackendOptions = None,
     price: PricesOption = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Set a quota even if the tier holds more.")
+        bool, option("--force", help="Set a quota even if the tier holds more.")
     ] = False,
     message: Message = "",
 ) -> None:
@@ -181,9 +177,7 @@ def change(
 def drain(
     cli: Cli,
     name: Name,
-    undo: Annotated[
-        bool, typer.Option("--undo", help="Let the tier take new packs again.")
-    ] = False,
+    undo: Annotated[bool, option("--undo", help="Let the tier take new packs again.")] = False,
     dry_run: DryRun = False,
     budget: BudgetOption = None,
     share: ShareOption = 1.0,
@@ -227,7 +221,7 @@ def drain(
     cli.out.show(data, sorted(left.only), lambda: _print_drained(data))
     cli.out.warn_quiet(data.problems)
     if plan.notes if dry_run else left.packs and not undo:
-        raise typer.Exit(3)
+        raise Exit(3)
 
 
 def _print_drained(data: schemas.TierDrained) -> None:
@@ -257,7 +251,7 @@ def remove(
     name: Name,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Remove it even if it cannot be reached and packs are lost."),
+        option("--force", help="Remove it even if it cannot be reached and packs are lost."),
     ] = False,
     message: Message = "",
 ) -> None:

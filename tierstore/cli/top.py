@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, printable, size, table
+from tierstore.cli.kit.params import option
 from tierstore.cli.schemas import tiers as schemas
 
 if TYPE_CHECKING:
@@ -29,14 +28,14 @@ _HOME, _REST_OF_LINE, _REST = "\x1b[H", "\x1b[K", "\x1b[J"
 def top(
     cli: Cli,
     once: Annotated[
-        bool, typer.Option("--once", help="Print once and exit, as --json, -q and a pipe do.")
+        bool, option("--once", help="Print once and exit, as --json, -q and a pipe do.")
     ] = False,
     interval: Annotated[
-        int, typer.Option(metavar="SECONDS", min=1, max=3600, help="Seconds between two updates.")
+        int, option(metavar="SECONDS", min=1, max=3600, help="Seconds between two updates.")
     ] = 2,
     count: Annotated[
         int,
-        typer.Option("--count", "-n", metavar="N", min=0, max=100, help="Number of packs to show."),
+        option("--count", "-n", metavar="N", min=0, max=100, help="Number of packs to show."),
     ] = 10,
 ) -> None:
     """Show what is read from which tier, and the packs read most.
@@ -57,7 +56,7 @@ def top(
             down = {tier.name: tier.error for tier in data.tiers if tier.error}
             cli.out.told_down(down)
             if down:
-                raise typer.Exit(3)
+                raise Exit(3)
             return
         with contextlib.suppress(KeyboardInterrupt), _screen():
             while True:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, printable, size, table
+from tierstore.cli.kit.params import option
 from tierstore.cli.models import Message, Ref
 from tierstore.cli.schemas import variants as schemas
 
@@ -19,42 +18,38 @@ if TYPE_CHECKING:
 
 
 CastOption = Annotated[
-    str | None, typer.Option(metavar="DTYPE", help="Round floats to bf16, f16 or f32.")
+    str | None, option(metavar="DTYPE", help="Round floats to bf16, f16 or f32.")
 ]
 Int8Option = Annotated[
     str | None,
-    typer.Option(
+    option(
         metavar="row|channel",
         help="Quantize to 8-bit integers: FBGEMM rows, or compressed-tensors channels.",
     ),
 ]
 Fp8Option = Annotated[
     str | None,
-    typer.Option(metavar="e4m3", help="Quantize to 8-bit floats, as compressed-tensors."),
+    option(metavar="e4m3", help="Quantize to 8-bit floats, as compressed-tensors."),
 ]
 PruneOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="RULE", help="Set weights to zero: magnitude:0.5 (the smaller half), or 2:4."
-    ),
+    option(metavar="RULE", help="Set weights to zero: magnitude:0.5 (the smaller half), or 2:4."),
 ]
 LowRankOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="RULE", help="Replace matrices by products of rank R: energy:0.99, or rank:64."
-    ),
+    option(metavar="RULE", help="Replace matrices by products of rank R: energy:0.99, or rank:64."),
 ]
 KeepOption = Annotated[
     str | None,
-    typer.Option(metavar="REGEX", help="Leave tensors whose name matches as they are."),
+    option(metavar="REGEX", help="Leave tensors whose name matches as they are."),
 ]
 NameOption = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Name of the variant (default: that of the method)."),
+    option(metavar="NAME", help="Name of the variant (default: that of the method)."),
 ]
 MaxErrorOption = Annotated[
     float | None,
-    typer.Option(
+    option(
         metavar="X",
         help="Publish nothing if the relative L2 error is above X (default: no bound).",
     ),

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, cast
 
-import typer
+from click.exceptions import Exit
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, size, table, when
+from tierstore.cli.kit.params import argument, option
 from tierstore.cli.models import Ref
 from tierstore.cli.schemas import warming as schemas
 from tierstore.shown import time_text
@@ -33,18 +34,18 @@ def warmup(
     ref: Ref,
     tier: Annotated[
         str,
-        typer.Option(
+        option(
             metavar="TIER", help="hot (this node's), warm, or the name of a hot or shared tier."
         ),
     ] = "hot",
     check: Annotated[
-        bool, typer.Option("--check", help="Only show whether it is resident; fetch nothing.")
+        bool, option("--check", help="Only show whether it is resident; fetch nothing.")
     ] = False,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Try again until the version is resident.")
+        bool, option("--wait", help="Try again until the version is resident.")
     ] = False,
     timeout: Annotated[
-        str, typer.Option(metavar="TIME", help="Time after which --wait gives up: 90s, 30m, 2h.")
+        str, option(metavar="TIME", help="Time after which --wait gives up: 90s, 30m, 2h.")
     ] = "1h",
 ) -> None:
     """Load a version into a tier before it is asked for.
@@ -59,7 +60,7 @@ def warmup(
         data = _repeated(lambda: once(store, ref, tier, check, progress), until)
     cli.out.show(data, [data.digest] if data.resident else [], lambda: _print_warmup(data))
     if not data.resident:
-        raise typer.Exit(NOT_RESIDENT)
+        raise Exit(NOT_RESIDENT)
 
 
 def _repeated(once: Callable[[], schemas.Warmup], until: float) -> schemas.Warmup:
@@ -149,16 +150,14 @@ def evict(
     cli: Cli,
     ref: Annotated[
         str | None,
-        typer.Argument(metavar="REF", help="Evict only this version.", show_default=False),
+        argument(metavar="REF", help="Evict only this version."),
     ] = None,
     tier: Annotated[
         str,
-        typer.Option(
-            metavar="TIER", help="hot (this node's), or the name of a hot or shared tier."
-        ),
+        option(metavar="TIER", help="hot (this node's), or the name of a hot or shared tier."),
     ] = "hot",
     everything: Annotated[
-        bool, typer.Option("--all", help="Evict every version that is not pinned.")
+        bool, option("--all", help="Evict every version that is not pinned.")
     ] = False,
 ) -> None:
     """Drop a version, or all of them, from a hot tier.
@@ -181,14 +180,14 @@ def pin(
     ref: Ref,
     tier: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             metavar="ROLE",
             help="Pin it only in hot or in warm tiers (default: in both); may be repeated.",
         ),
     ] = None,
     until: Annotated[
         str | None,
-        typer.Option(
+        option(
             metavar="TIME",
             help="End of the pin: 2027-01-31, 2027-01-31T12:00Z or 12h (default: none).",
         ),

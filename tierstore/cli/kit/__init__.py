@@ -5,6 +5,7 @@ __all__ = [
     "command",
     "objects",
     "output",
+    "params",
     "progress",
     "refs",
     "signals",

@@ -7,21 +7,16 @@ import sys
 import traceback
 from collections.abc import Collection, Sequence
 from importlib import import_module
-from typing import Annotated, Any
 
-import typer
+import click
+from click.exceptions import Exit
 
 from tierstore.cli.commands import COMMANDS, GROUPS
 from tierstore.cli.kit import streams
-from tierstore.cli.kit.command import (
-    JsonOption,
-    QuietOption,
-    StoreOption,
-    command,
-    name_variables,
-)
-from tierstore.cli.kit.help import arrange
+from tierstore.cli.kit.command import command, common_parameters, name_variables
+from tierstore.cli.kit.help import Group, Root
 from tierstore.cli.kit.output import as_json, printable
+from tierstore.cli.kit.params import parameters_of
 from tierstore.cli.kit.signals import Terminated
 from tierstore.cli.kit.warnings import WARNINGS, show_warnings
 from tierstore.cli.schemas.core import ErrorDetail, ErrorJson
@@ -68,36 +63,17 @@ In programs that load through the library:
 """
 _HELP = ["-h", "--help"]
 _WIDEST_HELP = 120
-# click's own class; this name is public in every version of typer
-_ClickUsageError: type[Any] = typer.BadParameter.__bases__[0]
 
 
-def _version(value: bool) -> None:
+def _version(context: click.Context, option: click.Parameter, value: bool) -> None:
     if value:
         from importlib.metadata import version
 
         print(version("tierstore"))
-        raise typer.Exit
+        raise Exit(0)
 
 
-def _common(
-    store: StoreOption = None,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version",
-            callback=_version,
-            is_eager=True,
-            help="Print the version of tierstore and exit.",
-        ),
-    ] = False,
-) -> None:
-    """Take the options that all commands share; each command reads them from the context."""
-
-
-def command_tree(argv: Collection[str] = ()) -> tuple[Any, set[str]]:
+def command_tree(argv: Collection[str] = ()) -> tuple[Root, set[str]]:
     """Return the click command of the program, and the environment variables that it reads.
 
     Args:
@@ -107,28 +83,32 @@ def command_tree(argv: Collection[str] = ()) -> tuple[Any, set[str]]:
     asked = {each.module for each in COMMANDS if each.first in argv}
     if not asked or not set(_HELP).isdisjoint(argv):
         asked = {each.module for each in COMMANDS}
-    app = typer.Typer(
-        name="tierstore",
+    root = Root(
+        "tierstore",
         help=_ABOUT,
-        add_completion=False,
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
+        params=[
+            *parameters_of(common_parameters()),
+            click.Option(
+                ["--version"],
+                is_flag=True,
+                expose_value=False,
+                is_eager=True,
+                callback=_version,
+                help="Print the version of tierstore and exit.",
+            ),
+        ],
         context_settings={"help_option_names": _HELP, "max_content_width": _WIDEST_HELP},
     )
-    app.callback()(_common)
-    groups: dict[str, typer.Typer] = {}
+    groups: dict[str, Group] = {}
     for each in COMMANDS:
         if each.module not in asked:
             continue
-        above = app
+        above: Group = root
         if each.name != each.first:
-            above = groups.setdefault(each.first, typer.Typer(rich_markup_mode=None))
+            above = groups.get(each.first) or Group(each.first, help=GROUPS[each.first])
+            groups[each.first] = root.commands[each.first] = above
         function = getattr(import_module(each.module), each.code.partition(".")[2])
-        command(above, each.name.rpartition(" ")[2])(function)
-    for name, group in groups.items():
-        app.add_typer(group, name=name, help=GROUPS[name], no_args_is_help=False)
-    root: Any = typer.main.get_command(app)
-    arrange(root)
+        above.add_command(command(each.name.rpartition(" ")[2], function))
     return root, name_variables(root)
 
 
@@ -143,7 +123,7 @@ def run(argv: Sequence[str]) -> int:
         with root.make_context("tierstore", list(argv) or ["--help"], obj=known) as context:
             _invoke(root, context)
         sys.stdout.flush()
-    except typer.Exit as done:
+    except Exit as done:
         return done.exit_code
     except BrokenPipeError:
         streams.drop(streams.STDOUT)
@@ -155,7 +135,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _invoke(root: Any, context: typer.Context) -> None:
+def _invoke(root: Any, context: click.Context) -> None:
     try:
         root.invoke(context)
     finally:
@@ -179,21 +159,28 @@ def _report(error: BaseException, as_line_of_json: bool) -> int:
     return detail.exit_code
 
 
+def _said(error: click.UsageError) -> str:
+    if not isinstance(error, click.NoSuchOption):
+        return error.format_message()
+    near = ", ".join(sorted(error.possibilities or ()))
+    return f"No such option: {error.option_name}" + (f" (Possible options: {near})" if near else "")
+
+
 def _detail(error: BaseException) -> ErrorDetail:
     kind, message, code = type(error).__name__, str(error), 1
     if isinstance(error, TierstoreError):
         code = error.exit_code
         if isinstance(error, TensorMissing):
             kind = NotFound.__name__  # what programs that read this know
-    elif isinstance(error, _ClickUsageError):
+    elif isinstance(error, click.UsageError):
         context = error.ctx
         where = f"; see '{context.command_path} --help'" if context else ""
         kind, code = "UsageError", 2
-        message = error.format_message().rstrip(".") + where
+        message = _said(error).rstrip(".") + where
     elif isinstance(error, Terminated):
         kind, code = "Terminated", Terminated.code
         message = f"terminated: {error}" if error.args else "terminated"
-    elif isinstance(error, KeyboardInterrupt | typer.Abort):
+    elif isinstance(error, KeyboardInterrupt | click.Abort):
         kind, code = "Interrupted", INTERRUPTED
         message = f"interrupted: {error}" if error.args else "interrupted"
     elif isinstance(error, OSError) and error.errno in (errno.EBADF, errno.EIO):

@@ -7,9 +7,10 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+import click
 
 from tierstore.cli.kit.output import Output
+from tierstore.cli.kit.params import Command, option, parameters_of
 from tierstore.cli.kit.progress import ProgressBar
 from tierstore.cli.kit.refs import as_words, joined, references
 from tierstore.cli.kit.warnings import WARNINGS
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger("tierstore.cli")
 
 StoreOption = Annotated[
-    str | None, typer.Option("--store", metavar="URL", help="Store to use: a directory or a URL.")
+    str | None, option("--store", metavar="URL", help="Store to use: a directory or a URL.")
 ]
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document (docs/reference/json.md).")
+    bool, option("--json", help="Print one JSON document (docs/reference/json.md).")
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only ids, one per line.")]
+QuietOption = Annotated[bool, option("--quiet", "-q", help="Print only ids, one per line.")]
 
 COMMON: dict[str, tuple[Any, Any]] = {
     "store": (StoreOption, None),
@@ -65,51 +66,56 @@ class Cli:
         return ProgressBar(what, wanted=not (self.out.json or self.out.quiet))
 
 
-def command(
-    app: typer.Typer, name: str, **settings: Any
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a function ``f(cli, …)`` as a command that takes the common options as well.
+def command(name: str, function: Callable[..., None]) -> click.Command:
+    """Make a command of a function ``f(cli, …)``, which takes the common options as well.
 
     Options behind the command win over options before it, and both over environment variables.
     An argument that is a reference may be given in two words; ``f`` is given one.
     """
 
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-        refs = references(own)
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+    refs = references(own)
 
-        def invoke(context: typer.Context, **values: Any) -> None:
-            odd = unknown_messages(context.obj)
-            for line in odd:
-                _log.warning("%s", line)
-            chosen = dict(context.find_root().params)
-            for common in COMMON:
-                value = values.pop(common)
-                source = context.get_parameter_source(common)
-                if source is not None and source.name == "COMMANDLINE":
-                    chosen[common] = value
-            values |= _expanded(context.command, values) | _references(refs, values)
-            function(Cli(**{common: chosen[common] for common in COMMON}, odd=odd), **values)
+    def invoke(context: click.Context, /, **given: Any) -> None:
+        odd = unknown_messages(context.obj)
+        for line in odd:
+            _log.warning("%s", line)
+        chosen = dict(context.find_root().params)
+        for common in COMMON:
+            value = given.pop(common)
+            source = context.get_parameter_source(common)
+            if source is not None and source.name == "COMMANDLINE":
+                chosen[common] = value
+        values = {one.name: _given(one, given[one.name]) for one in own}
+        values |= _expanded(context.command, values) | _references(refs, values)
+        function(Cli(**{common: chosen[common] for common in COMMON}, odd=odd), **values)
 
-        parameter, kind = inspect.Parameter, inspect.Parameter.KEYWORD_ONLY
-        parameters = [
-            parameter("context", parameter.POSITIONAL_ONLY, annotation=typer.Context),
-            *(
-                (as_words(each) if refs[-1:] == [each.name] else each).replace(kind=kind)
-                for each in own
-            ),
-            *(
-                parameter(common, kind, annotation=annotation, default=default)
-                for common, (annotation, default) in COMMON.items()
-            ),
-        ]
-        invoke.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        invoke.__annotations__ = {each.name: each.annotation for each in parameters}
-        invoke.__doc__ = function.__doc__
-        app.command(name, **settings)(invoke)
-        return function
+    every = [
+        *(as_words(each) if refs[-1:] == [each.name] else each for each in own),
+        *common_parameters(),
+    ]
+    return Command(
+        name,
+        callback=click.pass_context(invoke),
+        params=list(parameters_of(every)),
+        help=inspect.getdoc(function),
+    )
 
-    return register
+
+def common_parameters() -> list[inspect.Parameter]:
+    """Return the options that every command takes, as parameters of a function."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return [
+        inspect.Parameter(name, kind, annotation=annotation, default=default)
+        for name, (annotation, default) in COMMON.items()
+    ]
+
+
+def _given(parameter: inspect.Parameter, value: Any) -> Any:
+    """Return a value as the function takes it: several as a list, or its default without any."""
+    if not isinstance(value, tuple):
+        return value
+    return list(value) or (None if parameter.default is None else [])
 
 
 def _expanded(node: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -158,9 +164,9 @@ def name_variables(root: Any) -> set[str]:
     """Give every option of the tree its environment variable, and return all variables."""
     known = set()
     for path, node in walk(root):
-        for option in options(node):
-            name = variable(path, option)
+        for one in options(node):
+            name = variable(path, one)
             known.add(name)
             # a Service may be called like an option
-            option.envvar = None if is_set_by_service(name) else name
+            one.envvar = None if is_set_by_service(name) else name
     return known

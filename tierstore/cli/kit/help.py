@@ -1,44 +1,70 @@
-"""The layout of ``--help``: commands in groups, and arguments by their plain names."""
+"""Groups of commands: what their ``--help`` shows, and what is said of other words."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import click
+
 from tierstore.cli.commands import COMMANDS
-from tierstore.cli.kit.command import walk
-from tierstore.cli.kit.words import explain_tried
+from tierstore.cli.kit.params import write_parameters
+from tierstore.cli.kit.words import TRIED
+from tierstore.errors import UsageError
 
 
-def arrange(root: Any) -> None:
-    """Order the commands of a click tree, and change how its help is printed."""
-    order = dict.fromkeys(each.first for each in COMMANDS)
-    root.commands = {name: root.commands[name] for name in order if name in root.commands}
-    root.format_commands = lambda context, formatter: _write_sections(root, context, formatter)
-    for path, node in walk(root):
-        if hasattr(node, "commands"):
-            explain_tried(path, node)
-        for parameter in node.params:
-            if parameter.param_type_name == "argument":
-                _plain(parameter)
+class Group(click.Group):
+    """Commands that begin with the same word, in the order in which they were added."""
+
+    path: tuple[str, ...]
+    """The words that lead to it, behind the program's name."""
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        super().__init__(name, no_args_is_help=False, **settings)
+        self.path = (name,)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands in order."""
+        return list(self.commands)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, and then the commands."""
+        write_parameters(self, ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; say what to do instead where there is none of this name."""
+        word = args[0]
+        if word not in self.commands and not word.startswith("-"):
+            tried = " ".join((*self.path, word))
+            if tried in TRIED:
+                raise UsageError(f"there is no command '{tried}': {TRIED[tried]}")
+            from difflib import get_close_matches
+
+            found = ", ".join(map(repr, get_close_matches(word, list(self.commands))))
+            hint = f" Did you mean {found}?" if found else ""
+            ctx.fail(f"No such command {word!r}.{hint}")
+        return super().resolve_command(ctx, args)
 
 
-def _write_sections(root: Any, context: Any, formatter: Any) -> None:
-    longest = max(map(len, root.commands))
-    sections: dict[str, dict[str, None]] = {}
-    for each in COMMANDS:
-        sections.setdefault(each.section, {})[each.first] = None
-    for title, names in sections.items():
-        with formatter.section(title):
-            rows = []
-            for name in names:
-                text = root.commands[name].get_short_help_str(formatter.width - longest - 4)
-                rows.append((name.ljust(longest), text))
-            formatter.write_dl(rows)
+class Root(Group):
+    """All commands, in the sections of the table."""
 
+    def __init__(self, name: str, **settings: Any) -> None:
+        super().__init__(name, **settings)
+        self.path = ()
 
-def _plain(argument: Any) -> None:
-    """Show an argument as ``NAME``, or ``[NAME]`` when it may be left out."""
-    name = argument.metavar or argument.name.upper()
-    shown = name if argument.required else f"[{name}]"
-    argument.get_usage_pieces = lambda context: [shown]
-    argument.get_help_record = lambda context: (name, argument.help or "")
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands by section."""
+        longest = max(map(len, self.commands))
+        sections: dict[str, dict[str, None]] = {}
+        for each in COMMANDS:
+            sections.setdefault(each.section, {})[each.first] = None
+        for title, names in sections.items():
+            with formatter.section(title):
+                rows = []
+                for name in names:
+                    text = self.commands[name].get_short_help_str(formatter.width - longest - 4)
+                    rows.append((name.ljust(longest), text))
+                formatter.write_dl(rows)

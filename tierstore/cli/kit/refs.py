@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from types import NoneType
 from typing import Annotated, get_args, get_origin
 
-from typer.models import ArgumentInfo
-
+from tierstore.cli.kit.params import Declared
 from tierstore.errors import UsageError
 
 _METAVARS = {
@@ -27,7 +26,7 @@ def references(parameters: Sequence[inspect.Parameter]) -> list[str]:
         each.name: (kind, declared.metavar)
         for each in parameters
         for kind, declared in [get_args(each.annotation)]
-        if isinstance(declared, ArgumentInfo)
+        if isinstance(declared, Declared) and not declared.is_option
     }
     if any(get_origin(kind) is list for kind, _ in arguments.values()):
         return []

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from tierstore.errors import UsageError
-
 _REMOVE = (
     "'tierstore rm REF' removes a version, 'tierstore alias rm' an alias, 'tierstore tier rm' a "
     "tier, and 'tierstore evict' frees a hot tier"
@@ -38,16 +34,3 @@ TRIED = {
                     "the command is called 'rm'"),
 }  # fmt: skip
 """What to say of each word, or group and word, that is no command."""
-
-
-def explain_tried(path: tuple[str, ...], group: Any) -> None:
-    """Have a group of commands say what to do instead where one of these words is tried."""
-    resolve = group.resolve_command
-
-    def resolved(context: Any, words: list[str]) -> Any:
-        tried = " ".join((*path, words[0]))
-        if words[0] not in group.commands and tried in TRIED:
-            raise UsageError(f"there is no command '{tried}': {TRIED[tried]}")
-        return resolve(context, words)
-
-    group.resolve_command = resolved
