@@ -85,7 +85,9 @@ def test_a_list_of_models_is_shown_without_what_reads_and_writes(tmp_path: Path)
 
 def test_the_version_is_printed_without_a_store() -> None:
     found = run_as(["--version"])
-    assert not unused(found, *NETWORK, "pydantic", "tierstore.store", "tierstore.wiring")
+    assert not unused(
+        found, *NETWORK, "pydantic", "tierstore.cli.models", "tierstore.store", "tierstore.wiring"
+    )
 
 
 def run_as(argv: list[str]) -> set[str]:

@@ -81,7 +81,7 @@ def command_tree(argv: Collection[str] = ()) -> tuple[Root, set[str]]:
             whole tree takes longer than most commands do.
     """
     asked = {each.module for each in COMMANDS if each.first in argv}
-    if not asked or not set(_HELP).isdisjoint(argv):
+    if list(argv) != ["--version"] and (not asked or not set(_HELP).isdisjoint(argv)):
         asked = {each.module for each in COMMANDS}
     root = Root(
         "tierstore",
