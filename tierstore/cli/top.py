@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC
 from typing import TYPE_CHECKING, Annotated
 
+from click.exceptions import Exit
+
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, printable, size, table
 from tierstore.cli.kit.params import option

@@ -135,7 +135,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _invoke(root: Any, context: click.Context) -> None:
+def _invoke(root: Root, context: click.Context) -> None:
     try:
         root.invoke(context)
     finally:

@@ -16,8 +16,8 @@ count where they stand, and are written no more.
 from __future__ import annotations
 
 import logging
+import os
 import re
-import secrets
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -170,7 +170,7 @@ class Identity:
 
 
 def _content() -> bytes:
-    return f"{_CONTENT}{secrets.token_hex(16)}\n".encode()
+    return f"{_CONTENT}{os.urandom(16).hex()}\n".encode()
 
 
 def asked(tiers: Iterable[DurableTier]) -> list[tuple[DurableTier, Keeper | None]]:
