@@ -31,12 +31,15 @@ from tierstore.format.keys import (
     SWEEPS,
     VERSIONS,
     pack_key,
+    version_key,
 )
 from tierstore.format.purge import PurgedPack, PurgeOrder
 from tierstore.format.sealed import Kind, seal_body, unseal_body
-from tierstore.format.tiers import MoverLease
+from tierstore.format.tiers import PINS, MoverLease
+from tierstore.ids import Digest
 from tierstore.modelstore.home.footers import list_packs, read_chunks
 from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.names.removalprotocol import purge_lost
 from tierstore.modelstore.patches.fold import fold_version
 from tierstore.modelstore.reclaim.collector import Collector
@@ -799,3 +802,33 @@ def test_what_is_saved_beside_a_purge_can_be_named_and_patched(
     with opened(blobs, cache / "after") as store:
         assert str(store.alias("beside", "prod", "beside@1").version) == "beside@1"
         assert str(store.patch("beside@1", {"shared": Dense(noise(77))})) == "beside@2"
+
+
+def test_the_pin_of_a_rollout_that_died_keeps_nothing_of_a_purged_version(
+    blobs: MemoryStore, store: Store
+) -> None:
+    """Its name is that of an alias; a pin of the same content in force counts."""
+    give(store, 1)
+    digest = store.resolve("m@2").digest
+    purged = Digest.from_hex(Orders(blobs).all()[0].manifest)
+    Pins(blobs).hold("rollout of m@prod", [purged, digest])
+    [receipt] = purges_of(store).run()
+    assert (receipt.is_done, receipt.shared_chunks, receipt.manifests_left) == (True, 2, {})
+    assert {one.why for one in receipt.shared} == {"m@2", "m@3"}
+    assert not blobs.present([version_key(purged)])
+    purges_of(store).begin(["m@2"], force=False, message=None)
+    assert not list(blobs.list(PINS))
+
+
+def test_a_plan_knows_versions_whatever_their_models_are_called(
+    blobs: MemoryStore, cache: Path
+) -> None:
+    with opened(blobs, cache / "named") as store:
+        for name in ("my model", "a+b"):
+            store.save(name, {"own": noise(7)[:9]})
+            store.save(name, {"own": noise(8)[:9]}, base=None)
+            store.remove(f"{name}@1", force=True)
+        for ref in ("my model@1", "a+b@1"):
+            [other] = {"my model@1", "a+b@1"} - {ref}
+            plan = purges_of(store).plan(ref, force=True)
+            assert [one.why.partition(" was")[0] for one in plan.shared] == [other]

@@ -469,16 +469,15 @@ class _Run:
         Who published one ended before it could do so, and promised it to nobody.
         """
         for root in mark.orphans:
-            model, _, number = root.why.rpartition("@")
-            if root.kind != "live" or root.ref or not number.isdecimal():
+            if root.kind != "live" or root.ref or root.variant or not root.number:
                 continue
             _log.warning("%s was never whole, as its content was purged: it is removed", root.why)
             if self._lease is not None:
                 self._lease.check()
                 note = "its content was purged while it was published"
                 if root.digest.raw not in mark.condemned.manifests:  # else an order has it
-                    give_order(self._home, model, int(number), note)
-                purge_lost(self._home, model, int(number), note)
+                    give_order(self._home, root.model, root.number, note)
+                purge_lost(self._home, root.model, root.number, note)
 
     def _confirm_home(self, mark: Mark) -> None:
         """Make sure that this home is no copy of another one that needs what is in its tiers."""

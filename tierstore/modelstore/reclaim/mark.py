@@ -81,8 +81,9 @@ class Mark:
         orphans: Roots of which a manifest was purged and is gone: nobody was promised them.
         named: All manifests that a root or an entry of a version names, removed or not.
         logs: How many entries each log has; see ``Found.logs``.
-        now_s: The time of the mark, and with ``window_s`` as in ``Marker.mark``.
+        now_s: The time of the mark, as in ``Marker.mark``; so are the next two.
         window_s: As there.
+        ended: As ``over`` there.
     """
 
     condemned: Condemned
@@ -103,6 +104,7 @@ class Mark:
     logs: Mapping[str, int] = field(default_factory=dict)
     now_s: float = 0.0
     window_s: float | None = None
+    ended: Over = NONE_OVER
 
     def to_heal(self, left: Set[Digest], spared: Set[Digest] = frozenset()) -> list[Demand]:
         """Return what must be healed before anything is deleted: all that stays and is not whole.
@@ -172,7 +174,7 @@ class Marker:
         found = self._roots.find(now_s, window_s, before, over)
         mark = self._begin(condemned, now_s)
         mark.over, mark.logs = found.over, found.logs
-        mark.now_s, mark.window_s = now_s, window_s
+        mark.now_s, mark.window_s, mark.ended = now_s, window_s, over
         mark.in_force = {root.digest for root in found.roots if root.is_firm}
         mark.named = {root.digest for root in found.roots} | found.dead
         done, lost = set[Digest](), _lost(found, condemned)
@@ -222,7 +224,7 @@ class Marker:
         return needed | (self._folds(mark.manifests | needed) - before)
 
     def _look_again(self, mark: Mark) -> Found:
-        found = self._roots.find(mark.now_s, mark.window_s, mark.logs)
+        found = self._roots.find(mark.now_s, mark.window_s, mark.logs, mark.ended)
         self.layouts.look(mark.now_s)
         return found
 

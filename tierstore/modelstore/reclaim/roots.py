@@ -34,7 +34,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from types import MappingProxyType
@@ -52,6 +52,7 @@ from tierstore.modelstore.home.pins import PinnedVersion, Pins
 from tierstore.modelstore.home.readcache import ReadCache
 from tierstore.modelstore.home.retention import NONE_OVER, Over, SetRetentions
 from tierstore.modelstore.names.aliaslog import Meant, current, goes_back_to, meant_since
+from tierstore.modelstore.names.claims import pinned
 from tierstore.modelstore.names.removed import PURGE, Removed, apply_removal, window_end_s
 from tierstore.modelstore.reclaim.evidence import Evidence, lengths, note_pins, orphaned
 from tierstore.modelstore.reclaim.lostlogs import LostEntries, refuse_lost
@@ -77,8 +78,11 @@ class Root:
         digest: Its digest.
         kind: Why it stays, for reports.
         why: The same in words, such as ``ranker@3`` or ``lease of ada@node7``.
-        ref: The version, where ``why`` does not say it.
+        ref: The version in words, where ``why`` does not say it.
         is_removed: Whether it is removed, and nothing names it now.
+        model: The model of the version that it is, or is a variant of; empty where nothing says it.
+        number: The number of that version; 0 where nothing says it.
+        variant: The variant that it is an entry of; empty for all else.
     """
 
     digest: Digest
@@ -86,6 +90,9 @@ class Root:
     why: str
     ref: str = ""
     is_removed: bool = False
+    model: str = ""
+    number: int = 0
+    variant: str = ""
 
     @property
     def is_firm(self) -> bool:
@@ -96,9 +103,14 @@ class Root:
         """
         return not self.is_removed and self.kind != "leased"
 
-    def of(self, manifest: bytes, ref: str) -> Root:
-        """Return the root of another manifest that stays for the same reason."""
-        return replace(self, digest=Digest(manifest), ref=ref)
+    def of_variant(self, manifest: bytes) -> Root:
+        """Return the root of a variant of it, which stays for the same reason."""
+        return replace(self, digest=Digest(manifest))
+
+    def of_member(self, one: Member) -> Root:
+        """Return the root of a member of this release, which stays for the same reason."""
+        ref, digest = f"{one.model}@{one.version}", Digest(one.manifest)
+        return replace(self, digest=digest, ref=ref, model=one.model, number=one.version)
 
     def __str__(self) -> str:
         why = f"{self.why}, " if self.ref else ""
@@ -182,11 +194,11 @@ class Roots:
         found.roots += self._all_of([*held, *_releases(logs, now)], logs, found)
         pins = Pins(self._home.blobs).active(lambda: now_s)
         self._refuse_lost(logs, pins, before, now_s)
-        found.roots += [Root(pin.version, "live", f"pin of {pin.who}", pin.ref) for pin in pins]
+        purged = _purged(removed.values())
+        found.roots += _pinned(pins, _digests_of(logs, purged))
+        found.roots = [one for one in found.roots if (one.model, one.number) not in purged]
         found.roots += self._leased(now_s)
         found.logs = lengths(logs)
-        purged = _purged(removed.values())
-        found.roots = [one for one in found.roots if one.kind == "leased" or one.ref not in purged]
         return found
 
     def _refuse_lost(
@@ -220,8 +232,7 @@ class Roots:
             if entry.version is None or entry.manifest is None:
                 continue
             digest = Digest.from_hex(entry.manifest)
-            ref = f"{log.title}@{entry.version}" + (f"+{variant}" if variant else "")
-            root = now.root(log.model, entry.version, digest, ref)
+            root = now.root(log, entry.version, digest, variant)
             if root is None:
                 found.dead.add(digest)
             else:
@@ -251,7 +262,7 @@ class Roots:
                 for entry in that_count(reversed(log.entries)):
                     staying = chosen.get((log.title, entry.version or 0))
                     if staying is not None and entry.manifest is not None:
-                        yield staying.of(bytes.fromhex(entry.manifest), staying.ref)
+                        yield staying.of_variant(bytes.fromhex(entry.manifest))
 
     def _members_of(self, release: Root, found: Found) -> list[_Held]:
         digest = release.digest
@@ -262,8 +273,7 @@ class Roots:
                 found.lost[digest] = error
                 return []
         return [
-            (one.model, one.version, release.of(one.manifest, f"{one.model}@{one.version}"))
-            for one in self._members[digest.hex]
+            (one.model, one.version, release.of_member(one)) for one in self._members[digest.hex]
         ]
 
     def _leased(self, now_s: float) -> Iterator[Root]:
@@ -321,15 +331,19 @@ class _Now:
     ends_s: Mapping[str, Mapping[int, float]]
     retentions: _Retentions
 
-    def root(self, model: str, number: int, digest: Digest, ref: str) -> Root | None:
-        """Return why a version stays; ``None`` when it does not."""
-        end_s = self.ends_s.get(model, {}).get(number)
+    def root(
+        self, log: Log, number: int, digest: Digest, variant: str = "", what: str = ""
+    ) -> Root | None:
+        """Return why a version, variant or release stays; ``None`` when it does not."""
+        end_s = self.ends_s.get(log.model, {}).get(number)
+        why = f"{what}{log.title}@{number}" + (f"+{variant}" if variant else "")
+        root = Root(digest, "live", why, model=log.title, number=number, variant=variant)
         if end_s is None:
-            return Root(digest, "live", ref)
+            return root
         if end_s <= self.now_s:
             return None
-        why = f"{ref} was removed, and can be undeleted until {end_text(end_s)}"
-        return Root(digest, "window", why, is_removed=True)
+        why += f" was removed, and can be undeleted until {end_text(end_s)}"
+        return replace(root, kind="window", why=why, is_removed=True)
 
 
 def _check_clock(now_s: float, logs: Iterable[Log], url: str) -> None:
@@ -416,14 +430,35 @@ def _removed(entries: Iterable[RefEntry]) -> Removed:
     return removed
 
 
-def _purged(logs: Iterable[Log]) -> set[str]:
+def _purged(logs: Iterable[Log]) -> set[tuple[str, int]]:
     """Return the versions that were purged: what names one has not looked yet, or never will."""
     return {
-        f"{log.title}@{number}"
+        (log.title, number)
         for log in logs
         for number, entry in _removed(log.entries).items()
         if entry.action == PURGE
     }
+
+
+def _digests_of(logs: Iterable[Log], purged: Set[tuple[str, int]]) -> set[str]:
+    """Return the manifests that are of purged versions alone, with their variants, in hex."""
+    going, staying = set[str](), set[str]()
+    for log in logs:
+        if log.name == VERSION_LOG or log.name.startswith(VARIANTS):
+            for entry in log.entries:
+                number = entry.version or entry.seq  # a release has its own alone
+                if entry.manifest is not None:
+                    (going if (log.title, number) in purged else staying).add(entry.manifest)
+    return going - staying
+
+
+def _pinned(pins: Iterable[PinnedVersion], purged: Set[str]) -> Iterator[Root]:
+    """Return what pins hold but these manifests; a rollout's says of which alias it is alone."""
+    for pin in pins:
+        if pin.version.hex not in purged:
+            model, number = pinned(pin.ref) or ("", 0)
+            why = f"pin of {pin.who}"
+            yield Root(pin.version, "live", why, pin.ref, model=model, number=number)
 
 
 def _alias(log: Log) -> str:
@@ -436,9 +471,7 @@ def _held_by_alias(log: Log, now: _Now) -> Iterator[_Held]:
     alias = _alias(log)
 
     def held(one: Meant, why: str, is_removed: bool) -> _Held:
-        why = f"rollout of {why}" if one.is_rollout else why
-        digest, ref = Digest.from_hex(one.manifest), f"{log.title}@{one.version}"
-        return log.title, one.version, Root(digest, "live", why, ref, is_removed)
+        return log.title, one.version, replace(_meant(one, log, why), is_removed=is_removed)
 
     meant = current(log.entries)
     for one in meant:  # whoever follows the alias loads it, removed or not
@@ -462,9 +495,7 @@ def _releases(logs: Iterable[Log], now: _Now) -> Iterator[_Held]:
             for entry in log.entries:
                 if entry.action == RELEASED and entry.manifest is not None:
                     digest = Digest.from_hex(entry.manifest)
-                    root = now.root(
-                        log.model, entry.seq, digest, f"release {log.title}@{entry.seq}"
-                    )
+                    root = now.root(log, entry.seq, digest, what="release ")
                     if root is not None:
                         yield log.title, entry.seq, root
 
@@ -473,5 +504,11 @@ def _of_entries(entries: Iterable[RefEntry], log: Log, why: str) -> Iterator[Roo
     """Return what entries of a log mean."""
     for entry in entries:
         for one in current([entry]):
-            what = f"rollout of {why}" if one.is_rollout else why
-            yield Root(Digest.from_hex(one.manifest), "live", what, f"{log.title}@{one.version}")
+            yield _meant(one, log, why)
+
+
+def _meant(one: Meant, log: Log, why: str) -> Root:
+    """Return the root of a version that an entry of an alias means."""
+    why = f"rollout of {why}" if one.is_rollout else why
+    digest, ref = Digest.from_hex(one.manifest), f"{log.title}@{one.version}"
+    return Root(digest, "live", why, ref, model=log.title, number=one.version)

@@ -17,7 +17,7 @@ from tierstore.modelstore.reclaim.holdings import read_holdings
 from tierstore.modelstore.reclaim.layouts import Layouts
 from tierstore.modelstore.reclaim.purge.content import chunks_in, find, layout_of
 from tierstore.modelstore.reclaim.purge.receipt import Sharing
-from tierstore.modelstore.reclaim.roots import Root, Roots
+from tierstore.modelstore.reclaim.roots import Roots
 
 _log = logging.getLogger("tierstore.purge")
 
@@ -95,7 +95,7 @@ def plan_of(
     def nbytes(digests: Set[bytes]) -> int:
         return sum(sizes.get(digest, 0) for digest in digests)
 
-    shared = _shared(home, {f"{one.model}@{one.version}" for one in orders}, chunks)
+    shared = _shared(home, {(one.model, one.version) for one in orders}, chunks)
     every = set[bytes]().union(*shared.values())
     holdings = read_holdings(home.packs)
     tiers = [
@@ -131,13 +131,13 @@ def _laid_out(home: Home, manifests: Set[bytes]) -> tuple[dict[bytes, int], set[
     return sizes, packs
 
 
-def _shared(home: Home, going: Set[str], chunks: Set[bytes]) -> dict[str, set[bytes]]:
+def _shared(home: Home, going: Set[tuple[str, int]], chunks: Set[bytes]) -> dict[str, set[bytes]]:
     """Return which of these chunks others need than what goes, by who does."""
     cache = ReadCache(None)
     layouts = Layouts(home, cache)
     found: dict[str, set[bytes]] = {}
     for root in Roots(home, cache).find(time.time(), None).roots:
-        if _version(root) in going:
+        if (root.model, root.number) in going:
             continue
         digest: Digest | None = root.digest
         while digest is not None:
@@ -151,8 +151,3 @@ def _shared(home: Home, going: Set[str], chunks: Set[bytes]) -> dict[str, set[by
                 _log.warning("%s needs nothing, as it is lost: %s", root, error)
                 break
     return found
-
-
-def _version(root: Root) -> str:
-    """Return the version of a root, without its variant: also of one that is removed."""
-    return (root.ref or root.why).partition(" ")[0].partition("+")[0]

@@ -29,6 +29,7 @@ from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.purgerecords import find_lost_records
 from tierstore.modelstore.names.removalprotocol import purge_lost
 from tierstore.modelstore.names.removed import PURGE
+from tierstore.modelstore.names.rollout import Rollouts
 from tierstore.modelstore.reclaim.feature import check_enabled
 from tierstore.modelstore.reclaim.purge.carrying import Carrying, noted
 from tierstore.modelstore.reclaim.purge.content import Content
@@ -108,6 +109,7 @@ class Purges:
         given = self._give([one for one in versions if one in new or _key(one) not in known], note)
         known |= {(one.model, one.version): one.id for one in given.values()}
         names = [known[key] for key in map(_key, versions)]
+        Rollouts(self._names).settle_all()  # a killed one pins what it came from
         self._remove(new, given, force=force, note=note)
         waits = self._go_on(names)
         self._drop([self._orders.get(name) for name in names])
