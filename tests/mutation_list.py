@@ -8203,6 +8203,17 @@ _PURGE = (
         ),
     ),
     Mutation(
+        "purge-refused-by-a-window-that-ended",
+        "SPEC 10.3: As does a patch on it that is removed and can still be undeleted.",
+        "modelstore/reclaim/removal.py",
+        "removed.keys() - windows.expired(model) - going",
+        "removed.keys() - going",
+        (
+            "integration/test_purge_carrying.py"
+            "::test_a_window_that_ends_is_seen_by_a_store_that_stays_open",
+        ),
+    ),
+    Mutation(
         "purge-notes-before-it-deletes",
         "SPEC 10.3: What is found is added to purged content before anything is deleted.",
         "modelstore/reclaim/purge/purging.py",

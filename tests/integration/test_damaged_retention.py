@@ -24,6 +24,7 @@ from tierstore.format.keys import (
     ref_prefix,
     retention_key,
 )
+from tierstore.modelstore.names.removed import Windows
 from tierstore.modelstore.reclaim.removal import Removing
 from tierstore.modelstore.store import Store
 from tierstore.serving.agent import Agent
@@ -129,7 +130,7 @@ def test_what_is_removed_stays_while_its_window_cannot_be_read(
     assert (of_a.until, of_b.until) == (of_a.removed, of_b.removed)
     with pytest.raises(LookupError, match="until when it is nobody knows: retention retention/mod"):
         store.load("a@1")
-    assert store._names.removals.expired("a") == set()
+    assert Windows(store._parts.home, store._names.removals).expired("a") == set()
     store.undelete("a@1")
     store.remove("a@1")
     store.retention.set("a", window=NOW)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.kit import created, equal, opened
 from tests.integration.test_collector_schedules import copied
-from tierstore import Dense
+from tierstore import Dense, Rows
 from tierstore.admin.purges import purges_of
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, NotFound
@@ -40,6 +40,7 @@ from tierstore.ids import Digest
 from tierstore.modelstore.home.footers import list_packs, read_chunks
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.home.pins import Pins
+from tierstore.modelstore.names import removed
 from tierstore.modelstore.names.removalprotocol import purge_lost
 from tierstore.modelstore.patches.fold import fold_version
 from tierstore.modelstore.reclaim.collector import Collector
@@ -832,3 +833,14 @@ def test_a_plan_knows_versions_whatever_their_models_are_called(
             [other] = {"my model@1", "a+b@1"} - {ref}
             plan = purges_of(store).plan(ref, force=True)
             assert [one.why.partition(" was")[0] for one in plan.shared] == [other]
+
+
+def test_a_window_that_ends_is_seen_by_a_store_that_stays_open(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.remove(store.patch("m@1", {"own": Rows([0], noise(7)[:1])}), force=True)
+    said = purges_of(store).plan("m@1").refused
+    assert said is not None
+    assert "can be brought back" in said
+    monkeypatch.setattr(removed, "certain_now_s", lambda blobs: time.time() + 1e9)
+    assert purges_of(store).plan("m@1").refused is None

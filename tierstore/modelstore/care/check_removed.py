@@ -11,7 +11,7 @@ from tierstore.format.layout import parse_layout
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.names.removed import Removals
+from tierstore.modelstore.names.removed import Removals, Windows
 
 
 class ExpiredVersions:
@@ -27,7 +27,7 @@ class ExpiredVersions:
     """
 
     def __init__(self, home: Home) -> None:
-        self._home, self._removals = home, Removals(home)
+        self._home, self._windows = home, Windows(home, Removals(home))
         self._expired: set[int] = set()
         self.digests: set[Digest] = set()
 
@@ -35,7 +35,7 @@ class ExpiredVersions:
         """Look up the versions of the model whose logs are checked next."""
         self._expired = set()
         with suppress(Damaged, UnsupportedFormat):  # the check of the log says so
-            self._expired = self._removals.expired(model)
+            self._expired = self._windows.expired(model)
 
     def takes(self, name: str, entry: RefEntry, digest: Digest) -> bool:
         """Return whether an entry in the log of this name publishes one of them."""

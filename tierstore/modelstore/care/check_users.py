@@ -15,7 +15,7 @@ from tierstore.ids import Digest
 from tierstore.modelstore.care.check_patches import Below, chain_of, unread_because_of
 from tierstore.modelstore.home.ahead import parallel
 from tierstore.modelstore.home.home import Home, read_config
-from tierstore.modelstore.names.removed import Removals
+from tierstore.modelstore.names.removed import Removals, Windows
 
 _REMOVED = " (removed)"
 _AT_ONCE = 64
@@ -148,6 +148,7 @@ class _RemovedNow:
 
     def __init__(self, home: Home) -> None:
         self._removals = Removals(home)
+        self._windows = Windows(home, self._removals)
         self._known: dict[str, tuple[Container[int], Container[int]]] = {}
 
     def of(self, model: str) -> tuple[Container[int], Container[int]]:
@@ -155,7 +156,7 @@ class _RemovedNow:
         if model not in self._known:
             self._known[model] = (), ()
             with suppress(Damaged, UnsupportedFormat):  # the check of the log says so
-                self._known[model] = self._removals.of(model), self._removals.expired(model)
+                self._known[model] = self._removals.of(model), self._windows.expired(model)
         return self._known[model]
 
 

@@ -70,7 +70,6 @@ class Removals:
         the first one cannot be read. A name keeps its kind for ever."""
         self._strange: set[str] = set()
         """Names without any entry that this process has told."""
-        self._now: tuple[float, Over] | None = None
 
     def of(self, model: str) -> Removed:
         """Return the versions of a model that are removed now."""
@@ -296,14 +295,36 @@ class Removals:
         if entry is not None and entry.action == PURGE:
             raise NotFound(self.why(model, number, entry))
 
+    def until(self, model: str, entry: RefEntry) -> datetime:
+        """Return until when what an entry removed can be brought back for certain."""
+        from tierstore.modelstore.home.retention import read_over, window_s
+
+        is_over = read_over(self._home.blobs).has(model, entry)
+        return window_end(entry, window_s(self._home.blobs, model), is_over=is_over)
+
+
+class Windows:
+    """Which removals are over, as one operation sees it: make one for each.
+
+    The time, and what collections took for over, are asked for once by each of these, and only
+    where something is removed.
+
+    Args:
+        home: The store's home.
+        removals: Its removed versions.
+    """
+
+    def __init__(self, home: Home, removals: Removals) -> None:
+        self._home, self._removals = home, removals
+        self._now: tuple[float, Over] | None = None
+
     def expired(self, model: str) -> set[int]:
         """Return the removed versions of a model whose window is over, or was for a collection.
 
         Nothing is over that is not so by home's clock and by this machine's, whichever of them is
-        wrong; nor by a window that cannot be read. The time, and what collections took for over,
-        are asked for once by each of these, and only where something is removed.
+        wrong; nor by a window that cannot be read.
         """
-        removed = self.of(model)
+        removed = self._removals.of(model)
         if not removed:
             return set()
         from tierstore.modelstore.home.retention import read_over, window_s
@@ -321,13 +342,6 @@ class Removals:
             for number, entry in removed.items()
             if entry.action == PURGE or entry.time_us <= since_us or over.has(model, entry)
         }
-
-    def until(self, model: str, entry: RefEntry) -> datetime:
-        """Return until when what an entry removed can be brought back for certain."""
-        from tierstore.modelstore.home.retention import read_over, window_s
-
-        is_over = read_over(self._home.blobs).has(model, entry)
-        return window_end(entry, window_s(self._home.blobs, model), is_over=is_over)
 
 
 def window_end(entry: RefEntry, seconds: float, *, is_over: bool) -> datetime:

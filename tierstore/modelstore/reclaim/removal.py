@@ -15,6 +15,7 @@ from tierstore.ids import ModelRef, check_name
 from tierstore.modelstore.names.members import numbered
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.removalprotocol import Appended, Removal, gone_meanwhile, undone
+from tierstore.modelstore.names.removed import Windows
 from tierstore.modelstore.reclaim.feature import check_enabled, is_enabled
 from tierstore.modelstore.reclaim.givingup import GivingUp
 from tierstore.modelstore.reclaim.holders import Holders, Reasons, numbers_in_force
@@ -208,18 +209,21 @@ class Removing:
     ) -> Plan:
         if not force:
             self._refuse_newest(going)
+        windows = Windows(self._home, self._names.removals)
         for model in going.keys() | late.keys():
             every = {*going.get(model, ()), *late.get(model, ())}
-            self._refuse_below(model, every, holders)
+            self._refuse_below(model, every, holders, windows)
         return Plan({model: sorted(numbers) for model, numbers in going.items()})
 
-    def _refuse_below(self, model: str, going: Set[int], holders: Holders) -> None:
+    def _refuse_below(
+        self, model: str, going: Set[int], holders: Holders, windows: Windows
+    ) -> None:
         """Raise ``Conflict`` when a patch lies on one of these that can still be brought back.
 
         Whoever brings it back behind this look has it in force again by the next one.
         """
         removed = self._names.removals.of(model)
-        back = removed.keys() - self._names.removals.expired(model) - going
+        back = removed.keys() - windows.expired(model) - going
         if not back:
             return
         every = holders.contents(model, sorted(going | back))

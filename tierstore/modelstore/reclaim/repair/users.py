@@ -17,7 +17,7 @@ from tierstore.ids import Digest
 from tierstore.modelstore.care.check_patches import named_below, needed_below
 from tierstore.modelstore.home.ahead import ahead
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.names.removed import Removals
+from tierstore.modelstore.names.removed import Removals, Windows
 from tierstore.modelstore.names.witnesses import readable_entries
 from tierstore.modelstore.version import Version
 
@@ -83,10 +83,11 @@ class UserReader:
                 yield _Named(str(one), one.digest)
             return
         removals = Removals(self._home)
+        windows = Windows(self._home, removals)
         for model in self._home.models():
             removed, expired = set[int](), set[int]()
             with suppress(Damaged, UnsupportedFormat):  # what is unknown counts as not removed
-                removed, expired = set(removals.of(model)), removals.expired(model)
+                removed, expired = set(removals.of(model)), windows.expired(model)
             for name in [VERSION_LOG, *(VARIANTS + one for one in self._home.variants(model))]:
                 suffix = f"+{name.removeprefix(VARIANTS)}" if name != VERSION_LOG else ""
                 entries = list(readable_entries(self._home, model, name, self._entries))
