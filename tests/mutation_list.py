@@ -118,7 +118,7 @@ _COPIES = (
     Mutation(
         "sync-brings-back-what-was-removed",
         "docs/how-to/copying.md: What was removed in the other store stays so.",
-        "copying/sync.py",
+        "copying/pairs.py",
         "if number in self._matched:",
         "if False:",
         ("integration/test_copy_sync.py::test_what_is_removed_stays_so_on_either_side",),
@@ -197,9 +197,43 @@ _COPIES = (
         ),
     ),
     Mutation(
+        "sync-takes-releases-for-others",
+        "docs/how-to/copying.md: What the source has is not removed by --delete.",
+        "copying/pairs.py",
+        "yield msgspec.structs.replace(entry, manifest=digest.hex)",
+        "yield entry",
+        (
+            "integration/test_copy_sync.py::"
+            "test_releases_are_the_same_by_what_their_members_are_called_there",
+        ),
+    ),
+    Mutation(
+        "sync-removes-what-cannot-be-compared",
+        "docs/how-to/copying.md: What the source has is not removed by --delete.",
+        "copying/sync.py",
+        "if pairs.unread:",
+        "if False:",
+        (
+            "integration/test_copy_sync.py::"
+            "test_a_release_that_may_be_one_that_cannot_be_read_is_not_removed",
+        ),
+    ),
+    Mutation(
+        "release-brings-back-what-was-removed",
+        "docs/how-to/copying.md: What was removed in the other store stays so.",
+        "copying/sync.py",
+        """        if why := self._why_lacking(member):
+            raise Conflict(why)
+        pairs""",
+        """        pairs""",
+        (
+            "integration/test_copy_sync.py::test_a_release_brings_no_member_that_a_sync_leaves[False]",
+        ),
+    ),
+    Mutation(
         "sync-puts-an-older-version-in-front",
         "docs/how-to/copying.md: a version behind which another one is there is left out.",
-        "copying/sync.py",
+        "copying/pairs.py",
         "if number < self._newest:",
         "if False:",
         ("integration/test_copy_sync.py::test_an_older_version_is_not_put_behind_a_newer_one",),

@@ -12,8 +12,9 @@ from tests.integration.kit import created, equal, opened
 from tests.integration.test_copy import ROWS, model, same, size_of, tuned
 from tierstore.blobs.memory import MemoryStore
 from tierstore.copying.models import ModelCopy
+from tierstore.copying.pairs import Pairs
 from tierstore.copying.report import Synced
-from tierstore.copying.sync import Sync, Wanted, _Pairs, sync_stores
+from tierstore.copying.sync import Sync, Wanted, sync_stores
 from tierstore.errors import Damaged, InvalidName, NotFound, Unreachable, UsageError
 from tierstore.format.keys import REFS, version_key
 from tierstore.modelstore.reclaim.feature import enable
@@ -86,6 +87,7 @@ def test_a_second_sync_sends_what_changed(
     with opened(asked, cache / "again") as there:
         again = synced(source, there, aliases=True, delete=True)
         assert ("list_folders", REFS) not in asked.calls
+    assert again.failed == []
     assert not again.of("copied")
     assert {one.outcome for one in again.aliases} == {"there"}
     assert {info.key for info in other.list()} == before
@@ -95,6 +97,75 @@ def test_a_second_sync_sends_what_changed(
     assert [str(one.version) for one in more.of("copied")] == ["m@4"]
     assert more.sent_bytes <= 1.05 * stats.stored_bytes
     same(source, target, "m@4")
+
+
+@pytest.fixture
+def released(source: Store, target: Store) -> Store:
+    """Two releases, of which the members have other numbers in the target."""
+    target.save("x", model(5))
+    source.save("x", tuned(model(), 3))
+    source.releases.create("set", ["x@1"])
+    source.save("x", tuned(model(), 4))
+    source.releases.create("set", ["x@2"])
+    assert not synced(source, target, models=["x", "set"]).failed
+    return source
+
+
+def test_releases_are_the_same_by_what_their_members_are_called_there(
+    released: Store, target: Store
+) -> None:
+    names = [str(one) for one in target.releases.get("set@1").members.values()]
+    assert names == ["x@2"]
+    for dry_run in (True, False):
+        report = synced(
+            released, target, models=["set"], versions="last:1", delete=True, dry_run=dry_run
+        )
+        assert told(report) == [("set@2", "set@2", "there")]
+        assert report.deleted == []
+    target.remove("set@1")
+    report = synced(released, target, models=["set"])
+    assert [one.outcome for one in report.versions] == ["left", "there"]
+    released.releases.create("set", ["x@2", "m@1"])
+    report = synced(released, target)
+    assert report.failed == []
+    assert [str(one.version) for one in report.of("copied")] == [*EVERY, "both@1", "set@3"]
+    released.remove("set@2")
+    report = synced(released, target, models=["set"], delete=True)
+    assert [str(one.version) for one in report.deleted] == ["set@2"]
+
+
+def test_a_release_that_may_be_one_that_cannot_be_read_is_not_removed(
+    released: Store, target: Store, blobs: MemoryStore, cache: Path
+) -> None:
+    blobs.delete([version_key(released.resolve("set@1").digest)])
+    with opened(blobs, cache / "again") as again:
+        report = synced(again, target, models=["set"], delete=True)
+    assert report.is_damaged
+    [kept] = report.deleted
+    assert (str(kept.version), "may be set@1 of" in kept.why) == ("set@1", True)
+    assert len(target.versions("set")) == 2
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_release_brings_no_member_that_a_sync_leaves(
+    source: Store, target: Store, dry_run: bool
+) -> None:
+    """Neither one that was removed there, nor one that would be the newest there."""
+    synced(source, target, models=["m"])
+    target.fold("m@3")
+    target.remove("m@2")
+    source.releases.create("both", ["m@3"])
+    report = synced(source, target, models=["both"], dry_run=dry_run)
+    [failed] = report.of("failed")
+    assert str(failed.source) == "both@1"
+    assert "its member m@2 is left out: m@2 was removed" in failed.why
+    assert [str(one.source) for one in report.of("copied")] == ["both@2"]
+    assert [version.number for version in target.versions("m")] == [3, 1]
+    source.releases.create("third", ["org/other@1"])
+    source.save("org/other", model(4))
+    report = synced(source, target, models=["org/*", "third"], versions="last:1", dry_run=dry_run)
+    [why] = report.failed
+    assert "it is older than org/other@2" in why
 
 
 def test_entries_keep_times_and_authors_where_that_is_wanted(source: Store, target: Store) -> None:
@@ -214,7 +285,7 @@ def test_what_another_sync_brought_meanwhile_is_not_removed(
     first = Sync(source, target, Wanted(models=["m"], delete=True), None)
     delete = first._delete
 
-    def later(name: str, pairs: _Pairs) -> None:
+    def later(name: str, pairs: Pairs) -> None:
         source.save("m", model(8))
         source.save("m", model(9))
         with opened(other, cache / "second") as second:

@@ -42,13 +42,21 @@ def copy_version(
             return ModelCopy(source, target, name, into, history=history, progress=told)
 
         if version.is_release:
-            return list(copy_release(source, version, target, lambda name: copier_of(name, name)))
+
+            def bring(member: Version) -> Iterator[CopiedVersion]:
+                copier = copier_of(member.model, member.model)
+                return copier.copy(member, copier.find(member.digest))
+
+            return list(copy_release(source, version, target, bring))
         copier = copier_of(version.model, into)
         return list(copier.copy(version, copier.find(version.digest), heal=True))
 
 
 def copy_release(
-    source: Store, release: Version, target: Store, copier_of: Callable[[str], ModelCopy]
+    source: Store,
+    release: Version,
+    target: Store,
+    bring: Callable[[Version], Iterator[CopiedVersion]],
 ) -> Iterator[CopiedVersion]:
     """Copy the members of a release that are not there, and make it of them; yield what came.
 
@@ -58,12 +66,11 @@ def copy_release(
         source: The store that has it.
         release: The release.
         target: The store that it comes to.
-        copier_of: Returns what copies the versions of a model.
+        bring: Copies a member unless it is there, and yields what came of it and its variants.
     """
     members: list[Version] = []
     for member in members_of(source._parts.home, release).values():
-        copier = copier_of(member.model)
-        for one in copier.copy(member, copier.find(member.digest)):
+        for one in bring(member):
             yield one
             if one.source == member and one.version is not None:
                 members.append(one.version)

@@ -34,6 +34,7 @@ class ModelCopy:
         keep_numbers: Whether numbers before that of a version that are free in the target are held
             by entries that are removed at once, so that the version gets its own; that takes a
             target that allows removal.
+        is_release: Whether these are releases, which ``copying.copy_release`` makes anew.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class ModelCopy:
         history: bool,
         progress: Progress | None,
         keep_numbers: bool = False,
+        is_release: bool = False,
     ) -> None:
         self._source, self._target = source, target
         self._model, self._into = model, into
@@ -53,7 +55,7 @@ class ModelCopy:
         self._keep_numbers = keep_numbers
         self._versions = VersionCopy(source, target)
         names, log = target._names, target._parts.home.log(into)
-        names.check_new(into, None)
+        names.check_new(into, None, release=is_release)
         self.entries: dict[int, RefEntry] = {}
         """The entries of the model's versions in the target, by number."""
         self._numbers: dict[str | None, list[int]] = {}

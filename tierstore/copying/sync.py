@@ -13,8 +13,9 @@ from fnmatch import fnmatchcase
 
 from tierstore.arguments import as_text, as_texts, wrong
 from tierstore.copying.copying import copy_release
-from tierstore.copying.matching import match, selected
+from tierstore.copying.matching import selected
 from tierstore.copying.models import ModelCopy
+from tierstore.copying.pairs import Pairs
 from tierstore.copying.report import CopiedAlias, CopiedVersion, DeletedVersion, Synced
 from tierstore.errors import (
     Conflict,
@@ -26,9 +27,10 @@ from tierstore.errors import (
     UsageError,
 )
 from tierstore.ids import check_name
+from tierstore.modelstore.names.members import members_of
 from tierstore.modelstore.reclaim.feature import check_enabled, is_enabled
 from tierstore.modelstore.store import Store
-from tierstore.modelstore.version import Version, version_of
+from tierstore.modelstore.version import RELEASED, Version
 from tierstore.progress import Progress, reported
 
 _Refused = (Conflict, Damaged, InvalidName, NotFound, UnsupportedFormat)
@@ -90,7 +92,7 @@ class Sync:
         self._source, self._target, self._wanted = source, target, wanted
         self._progress = progress
         self._report = Synced(wanted.dry_run)
-        self._copiers: dict[str, ModelCopy] = {}
+        self._pairs: dict[str, Pairs] = {}
         self._unread: TierstoreError | None = None
         self._seen: set[bytes] = set()
         """With a dry run, the chunks that would be in the target by now."""
@@ -136,12 +138,9 @@ class Sync:
         self._report.is_damaged |= isinstance(error, Damaged | NotFound)
 
     def _bring(self, name: str) -> None:
-        source, wanted = self._source, self._wanted
+        wanted = self._wanted
         check_name("model", name)  # a strange source may have any
-        copier = self._copier_of(name)
-        if not wanted.dry_run:
-            copier.remove_holders()
-        pairs = _Pairs(source, name, copier)
+        pairs = self._pairs_of(name)
         chosen = set(selected(wanted.versions, pairs.versions))
         for number, version in pairs.versions.items():
             if number not in chosen:
@@ -150,7 +149,7 @@ class Sync:
                 for one in self._one(version, pairs):
                     self._report.versions.append(one)
                     if one.source == version and one.version is not None:
-                        pairs.there[number] = one.version
+                        pairs.note(number, one.version)
             except _Refused as error:
                 self._report.versions.append(CopiedVersion(version, None, "failed", str(error)))
                 self._report.is_damaged |= isinstance(error, Damaged | NotFound)
@@ -159,43 +158,74 @@ class Sync:
         if wanted.delete:
             self._delete(name, pairs)
 
-    def _copier_of(self, name: str) -> ModelCopy:
-        """Return what copies the versions of a model; it reads the target's log once."""
-        if name not in self._copiers:
-            self._copiers[name] = ModelCopy(
-                self._source,
-                self._target,
+    def _pairs_of(self, name: str) -> Pairs:
+        """Return which versions of a name both stores have; it reads each log once."""
+        if name not in self._pairs:
+            source, target = self._source, self._target
+            last = source._parts.home.log(name).last()
+            copier = ModelCopy(
+                source,
+                target,
                 name,
                 name,
                 history=self._wanted.history,
                 progress=self._progress,
-                keep_numbers=is_enabled(self._target._parts.home),
+                keep_numbers=is_enabled(target._parts.home),
+                is_release=last is not None and last.action == RELEASED,
             )
-        return self._copiers[name]
+            if not self._wanted.dry_run:
+                copier.remove_holders()
+            self._pairs[name] = Pairs(source, target, name, copier, self._number_there)
+        return self._pairs[name]
 
-    def _one(self, version: Version, pairs: _Pairs) -> Iterator[CopiedVersion]:
+    def _number_there(self, member: Version) -> int | None:
+        return self._pairs_of(member.model).number_there(member.number)
+
+    def _why_lacking(self, member: Version) -> str:
+        """Return why a member of a release is not in the target, and cannot come with it."""
+        pairs = self._pairs_of(member.model)
+        if member.number not in pairs.versions:
+            return f"{member} came or went since this began: run it again"
+        why = pairs.why_left(member.number)
+        return f"its member {member} is left out: {why}" if why else ""
+
+    def _bring_member(self, member: Version) -> Iterator[CopiedVersion]:
+        if why := self._why_lacking(member):
+            raise Conflict(why)
+        pairs = self._pairs_of(member.model)
+        for one in pairs.copier.copy(member, pairs.there.get(member.number)):
+            if one.source == member and one.version is not None:
+                pairs.note(member.number, one.version)
+            yield one
+
+    def _one(self, version: Version, pairs: Pairs) -> Iterator[CopiedVersion]:
         there = pairs.there.get(version.number)
         if why := pairs.why_left(version.number):
             yield CopiedVersion(version, None, "left", why)
         elif self._wanted.dry_run:
-            yield self._planned(version, there, pairs.copier)
+            yield self._planned(version, there, pairs)
         elif not version.is_release:
             yield from pairs.copier.copy(version, there)
         elif there is not None:
             yield CopiedVersion(version, there, "there")
         else:
-            yield from copy_release(self._source, version, self._target, self._copier_of)
+            yield from copy_release(self._source, version, self._target, self._bring_member)
 
-    def _planned(self, version: Version, there: Version | None, copier: ModelCopy) -> CopiedVersion:
+    def _planned(self, version: Version, there: Version | None, pairs: Pairs) -> CopiedVersion:
         """Return what would come of a version; its variants are not looked at."""
         if there is not None:
             return CopiedVersion(version, there, "there")
-        sent = 0 if version.is_release else copier.estimate(version, self._seen)
+        if version.is_release:
+            for member in members_of(self._source._parts.home, version).values():
+                if why := self._why_lacking(member):
+                    raise Conflict(why)
+        sent = 0 if version.is_release else pairs.copier.estimate(version, self._seen)
+        pairs.plan(version.number)
         return CopiedVersion(version, None, "copied", sent_bytes=sent)
 
     # Aliases, and what the source does not have
 
-    def _set_aliases(self, name: str, pairs: _Pairs) -> None:
+    def _set_aliases(self, name: str, pairs: Pairs) -> None:
         target, report = self._target, self._report
         is_there = target._names.has(name)
         there = {one.name: one for one in target.aliases(name)} if is_there else {}
@@ -232,7 +262,7 @@ class Sync:
     def _note(self) -> str:
         return f"as in {self._source.url}"
 
-    def _delete(self, name: str, pairs: _Pairs) -> None:
+    def _delete(self, name: str, pairs: Pairs) -> None:
         """Remove the versions that the source has removed, or never had, as ``rm`` does.
 
         What came to the target since this began is left to the next sync: another one may have
@@ -243,6 +273,11 @@ class Sync:
         every = target.versions(name) if target._names.has(name) else []
         going = [version for version in every if version.number in going_numbers]
         if not going:
+            return
+        if pairs.unread:
+            number, error = min(pairs.unread.items())
+            why = f"it may be {name}@{number} of {self._source.url}, which cannot be read: {error}"
+            self._report.deleted += [DeletedVersion(version, why) for version in going]
             return
         try:  # together: a patch goes with what it lies on
             self._remove(going)
@@ -259,48 +294,3 @@ class Sync:
         if not self._wanted.dry_run:
             note = f"not in {self._source.url}"
             self._target.remove(*versions, message=note)
-
-
-class _Pairs:
-    """The versions of a model in the source, and which of them the target has.
-
-    Attributes:
-        versions: Those in force in the source, by number, rising.
-        there: The same in the target, as far as they are in force there, by number in the source.
-        before: The numbers that the target had when its log was read, before the source's.
-    """
-
-    def __init__(self, source: Store, name: str, copier: ModelCopy) -> None:
-        self.copier = copier
-        self.before = frozenset(copier.entries)
-        entries = {entry.seq: entry for entry in source._parts.home.log(name).entries()}
-        removed = source._names.removals.of(name)
-        self.versions = {
-            number: version_of(name, entries[number])
-            for number in sorted(entries)
-            if number not in removed
-        }
-        self._matched = match(
-            entries.values(), [one for one in copier.entries.values() if not copier.holds(one)]
-        )
-        self.there = {
-            number: copier.version(at)
-            for number, at in self._matched.items()
-            if number in self.versions and at not in copier.removed
-        }
-        self._newest = max(self.there, default=0)
-
-    def why_left(self, number: int) -> str:
-        """Return why a version is not copied; nothing where it is, or is there."""
-        version = self.versions[number]
-        if number in self.there:
-            return ""
-        if number in self._matched:
-            return self.copier.why_removed(self._matched[number])
-        if number < self._newest:
-            newer = self.there[self._newest]
-            return (
-                f"it is older than {newer}, which is there, and would be the newest version; "
-                f"'tierstore cp {version}' copies it all the same"
-            )
-        return ""

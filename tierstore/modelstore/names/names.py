@@ -333,7 +333,7 @@ class Names:
         name = VERSION_LOG if alias is None else ALIASES + check_alias(alias)
         return list(self.home.log(model, name).entries(_most(limit)))
 
-    def check_new(self, model: str, alias: str | None) -> Before:
+    def check_new(self, model: str, alias: str | None, *, release: bool = False) -> Before:
         """Raise ``Conflict`` where ``publish`` or ``point`` would, before anything is stored.
 
         Models are listed for a new name alone: one that has a log was compared with all others when
@@ -344,7 +344,7 @@ class Names:
             others = [name for name in self.home.models() if name != model]
             check_case("model", model, others)
             before = Before(before.last, others)
-        refuse_mixed(model, before.last, release=False)
+        refuse_mixed(model, before.last, release=release)
         if alias is not None:
             self.check_movable(model, check_alias(alias))
         return before

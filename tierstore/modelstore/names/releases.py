@@ -14,10 +14,11 @@ from tierstore.arguments import as_list, as_message
 from tierstore.errors import InvalidName, UsageError
 from tierstore.format.keys import layout_key, version_key
 from tierstore.format.layout import seal_layout
-from tierstore.format.manifest import MAX_MEMBERS, RELEASE_KIND, Manifest, Member
+from tierstore.format.manifest import MAX_MEMBERS, RELEASE_KIND, Manifest, Member, seal_manifest
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import Digest, check_alias, check_name
+from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.home.sealing import seal_fit
 from tierstore.modelstore.home.settling import Publication, Purged, publish
@@ -125,17 +126,7 @@ class Releases:
     def _write(self, members: Mapping[str, Version], is_again: bool) -> Digest:
         """Write the manifest of a release, and return its digest."""
         home = self._home
-        named = [
-            Member(model=model, version=one.number, manifest=one.digest.raw)
-            for model, one in members.items()
-        ]
-        manifest = Manifest(
-            kind=RELEASE_KIND,
-            chunk_size=home.config.chunk_size,
-            files=(),
-            members=tuple(named),
-        )
-        digest, sealed = seal_fit(home, manifest, is_again)
+        digest, sealed = seal_fit(home, _manifest(home, members), is_again)
         home.blobs.put(version_key(digest), sealed)
         home.blobs.put(layout_key(digest), seal_layout(digest, [], {}))
         return digest
@@ -166,6 +157,24 @@ class Releases:
             if last is not None and last.action == RELEASED:
                 found.append(name)
         return found
+
+
+def _manifest(home: Home, members: Mapping[str, Version]) -> Manifest:
+    named = [
+        Member(model=model, version=one.number, manifest=one.digest.raw)
+        for model, one in sorted(members.items())
+    ]
+    return Manifest(
+        kind=RELEASE_KIND, chunk_size=home.config.chunk_size, files=(), members=tuple(named)
+    )
+
+
+def named_digest(home: Home, members: Mapping[str, Version]) -> Digest:
+    """Return the digest of the release of these versions in a store, whether it is there or not.
+
+    One that was purged, and made again, has another one.
+    """
+    return seal_manifest(_manifest(home, members))[0]
 
 
 def _references(refs: Iterable[str | Version]) -> list[str | Version]:
