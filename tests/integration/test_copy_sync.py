@@ -191,7 +191,9 @@ def test_what_is_chosen_comes(source: Store, target: Store) -> None:
     assert [str(version) for version in target.versions("m")] == ["m@3"]
     equal(target.load("m").load(), source.load("m@3").load())
     with pytest.raises(NotFound, match="no model x"):
-        synced(source, target, models=["x"])
+        synced(source, target, models=["m", "x"])
+    with pytest.raises(NotFound, match="org/other have no version 7; nothing was copied"):
+        synced(source, target, models=["org/*"], versions="7")
     with pytest.raises(UsageError, match="make no sense"):
         synced(source, target, versions="x")
 
@@ -264,6 +266,18 @@ def test_nothing_is_removed_unless_it_is_wanted(source: Store, target: Store) ->
     assert sorted(one.name for one in report.aliases if one.outcome == "removed") == ["own", "prod"]
     assert [version.number for version in target.versions("m")] == [4, 2]
     assert str(target.undelete("m@1")) == "m@1"
+
+
+def test_the_newest_version_there_is_not_removed(source: Store, target: Store) -> None:
+    source.save("m", model(8))
+    synced(source, target, models=["m"])
+    source.remove("m@4", "m@1", force=True)
+    for dry_run in (True, False):
+        report = synced(source, target, models=["m"], delete=True, dry_run=dry_run)
+        newest, other = report.deleted
+        assert (str(newest.version), str(other.version), other.why) == ("m@4", "m@1", "")
+        assert "'tierstore rm m@4 --force --store memory://target' removes it" in newest.why
+    assert [version.number for version in target.versions("m")] == [4, 3, 2]
 
 
 def test_what_is_needed_there_is_not_removed(source: Store, target: Store) -> None:

@@ -103,6 +103,7 @@ class Sync:
         Raises:
             BackendError: A storage failed. Run again, it goes on where it was.
             Damaged, NotFound: The newest entry of a model cannot be read; all others were copied.
+            NotFound: There is no model of a name that is wanted, or none has a wanted version.
         """
         wanted = self._wanted
         names = [
@@ -110,8 +111,9 @@ class Sync:
             for name in self._source.models()
             if not wanted.models or any(fnmatchcase(name, glob) for glob in wanted.models)
         ]
-        if wanted.models and not names:
-            raise NotFound(f"{self._source.url} has no model {', '.join(wanted.models)}")
+        unmet = [glob for glob in wanted.models if not any(fnmatchcase(one, glob) for one in names)]
+        if unmet:
+            raise NotFound(f"{self._source.url} has no model {', '.join(unmet)}: none was copied")
         if wanted.dry_run:
             self._target._parts.index.sync()
         late = set(self._source._names.removals.may_be_releases(names))  # behind their members
@@ -122,6 +124,9 @@ class Sync:
                 self._note_failed(name, error)
         if self._unread is not None:
             raise self._unread
+        if wanted.versions is not None and names and not self._report.versions:
+            some = ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
+            raise NotFound(f"{some} have no version {wanted.versions}; nothing was copied")
         return self._report
 
     def _note_failed(self, name: str, error: TierstoreError) -> None:
@@ -278,6 +283,16 @@ class Sync:
             number, error = min(pairs.unread.items())
             why = f"it may be {name}@{number} of {self._source.url}, which cannot be read: {error}"
             self._report.deleted += [DeletedVersion(version, why) for version in going]
+            return
+        newest = every[0]
+        if newest in going:  # as rm without --force does
+            going.remove(newest)
+            why = (
+                "it is the newest version there, which programs that know no removal go on "
+                f"loading; 'tierstore rm {newest} --force --store {target.url}' removes it"
+            )
+            self._report.deleted.append(DeletedVersion(newest, why))
+        if not going:
             return
         try:  # together: a patch goes with what it lies on
             self._remove(going)
