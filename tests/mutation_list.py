@@ -5999,6 +5999,33 @@ _COLLECTOR = (
         ),
     ),
     Mutation(
+        "variant-given-up-that-can-be-mended",
+        "SPEC 10.2: A damaged sealed object that can be mended is written as it was.",
+        "modelstore/reclaim/givingup.py",
+        "if self._can_be_mended(model, number, name):",
+        "if False:",
+        (
+            "integration/test_lost_logs.py::"
+            "test_an_entry_of_a_variant_that_can_be_mended_is_not_given_up",
+        ),
+    ),
+    Mutation(
+        "variant-given-up-that-is-pinned",
+        "docs/how-to/repairing.md: What a pin names is not given up.",
+        "modelstore/reclaim/givingup.py",
+        "pin.version.hex not in known",
+        "False",
+        ("integration/test_lost_logs.py::test_what_the_log_of_a_variant_lost_is_given_up",),
+    ),
+    Mutation(
+        "variant-that-was-given-up-counts",
+        "SPEC 10.2: An entry in the place of a lost one of a variant names nothing.",
+        "format/reflog.py",
+        " and entry.version is not None",
+        "",
+        ("integration/test_lost_logs.py::test_what_the_log_of_a_variant_lost_is_given_up",),
+    ),
+    Mutation(
         "window-begins-again-after-a-collection",
         "SPEC 9.1: What ended the window of a removal for a collection ended it for later ones.",
         "modelstore/reclaim/roots.py",

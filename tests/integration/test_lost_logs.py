@@ -13,7 +13,7 @@ from tests.integration.kit import created, equal, opened, tensors
 from tests.integration.test_collector import collect, packs, packs_of
 from tierstore.blobs.base import BlobInfo
 from tierstore.blobs.memory import MemoryStore
-from tierstore.errors import Conflict, Damaged, NotFound, TierstoreError
+from tierstore.errors import Conflict, Damaged, NotFound, TierstoreError, UsageError
 from tierstore.format.keys import ALIASES, COLLECTED, HEAD, REFS, VARIANTS, entry_key, ref_prefix
 from tierstore.format.reflog import LOST_MANIFEST
 from tierstore.format.tiers import PINS
@@ -291,6 +291,59 @@ def test_a_lost_release_is_given_up(store: Store, blobs: MemoryStore) -> None:
     with pytest.raises(Conflict, match="m@1 is needed by release all@1"):
         store.remove("m@1")
     collect(store)
+
+
+@pytest.mark.parametrize("is_damaged", [False, True], ids=["missing", "damaged"])
+@pytest.mark.parametrize("number", [2, 3], ids=["in the middle", "newest"])
+def test_what_the_log_of_a_variant_lost_is_given_up(
+    store: Store, blobs: MemoryStore, number: int, is_damaged: bool, cache: Path
+) -> None:
+    def publish(store: Store, version: int) -> None:
+        to = RefTarget(version, store.resolve(f"m@{version + 2}").digest.hex)
+        store._parts.home.log("m", f"{VARIANTS}bf16").append("derive", lambda _: to)
+
+    for version in (1, 2, 3):
+        publish(store, version)
+    collect(store)
+    with pytest.raises(UsageError, match="is a variant, which goes with its version"):
+        store.remove("m@1+bf16")
+    pin = store.pins.add(store.resolve(f"m@{number}+bf16").digest, f"m@{number}+bf16", ["hot"])
+    key = entry_key(ref_prefix("m", "variant/bf16"), number)
+    blobs.delete([key])
+    if is_damaged:
+        blobs.put(key, b"TSOB")
+    with opened(blobs, cache / "other") as other:
+        with pytest.raises(Damaged):
+            collect(other)
+        with pytest.raises(Conflict, match=r"is named by the pin of .*nothing was given up"):
+            other.remove(f"m@{number}+bf16")
+        assert (key in {info.key for info in blobs.list(REFS)}) == is_damaged
+        other.pins.remove(pin.version)
+        assert other.remove(f"m@{number}+bf16") == []
+        [blank] = [one for one in other._parts.home.log("m", "variant/bf16").entries()
+                   if one.seq == number]  # fmt: skip
+        assert (blank.action, blank.version, blank.manifest) == ("remove", None, None)
+        collect(other)
+        assert {one.number for one in other.all_variants("m")} == {1, 2, 3} - {number}
+        assert other.variants(f"m@{number}") == []
+        assert (other.repair().is_whole, other.check().findings) == (True, [])
+        publish(other, number)
+        equal(other.load(f"m@{number}+bf16").load(), tensors(number + 2))
+
+
+def test_an_entry_of_a_variant_that_can_be_mended_is_not_given_up(
+    store: Store, blobs: MemoryStore, cache: Path
+) -> None:
+    derive(store)
+    key = entry_key(ref_prefix("m", "variant/int8"), 1)
+    damaged = bytes(blobs.get(key)) + b"?"
+    blobs.put(key, damaged)
+    with opened(blobs, cache / "other") as other:
+        with pytest.raises(Conflict, match=r"'tierstore repair' can write it as it was"):
+            other.remove("m@5+int8")
+        assert bytes(blobs.get(key)) == damaged
+        other.repair()
+        equal(other.load("m@5+int8").load(), tensors(4))
 
 
 @pytest.mark.parametrize("is_damaged", [False, True], ids=["missing", "damaged"])

@@ -65,6 +65,9 @@ def remove(
     They are not found any more; 'undelete' brings them back within 7 days, or the window that is
     set. Refused for what an alias, rollout, release, pin, reader or patch needs.
 
+    A version whose entry is lost is given up, and by MODEL@N+NAME what the log of that variant has
+    lost.
+
     With --purge there is no way back: what nothing else needs goes from every tier and cache at
     once, and a receipt says what went, what is left and why. Exits with 3 while anything is left,
     or a node has not answered; 'purge show' prints the receipt again, 'purge run' and agents go on.
@@ -91,7 +94,7 @@ def remove(
             for one in store.deleted(model)
             if str(one.version) in wanted
         ]
-    _show_deleted(cli, found, "")
+    _show_deleted(cli, found, "what the logs of these variants had lost is given up")
 
 
 def undelete(cli: Cli, ref: Ref, message: Message = "") -> None:

@@ -153,7 +153,7 @@ class RefEntry(Body, frozen=True, kw_only=True):
 def that_count(entries: Iterable[RefEntry]) -> Iterator[RefEntry]:
     """Yield the entries of a variant's log that count (SPEC.md section 14.1).
 
-    Those do not that were taken back, nor those that say so.
+    Those do not that were taken back, nor those that say so, nor those that name nothing.
 
     Args:
         entries: The entries, newest first.
@@ -162,7 +162,7 @@ def that_count(entries: Iterable[RefEntry]) -> Iterator[RefEntry]:
     for entry in entries:
         if entry.previous is not None:
             taken_back.add(entry.previous)
-        elif entry.seq not in taken_back:
+        elif entry.seq not in taken_back and entry.version is not None:
             yield entry
 
 

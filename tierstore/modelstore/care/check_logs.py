@@ -22,7 +22,7 @@ from tierstore.format.keys import (
 NO_VERSION = "which no version has: the entry of one is lost"
 NO_ENTRY = (
     "nothing is collected until 'tierstore repair' or a copy brings it back, or a version is given "
-    "up with 'tierstore rm MODEL@N'"
+    "up with 'tierstore rm MODEL@N', or a variant with 'tierstore rm MODEL@N+NAME'"
 )
 
 

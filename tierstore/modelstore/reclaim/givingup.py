@@ -1,7 +1,8 @@
 """Versions of which the entry is lost are given up, so that the log has no gap any more (SPEC 9).
 
 An entry with a manifest that no content has takes the place of the lost one, and that version is
-removed as any other: its number is never given again, and whatever it was nobody keeps.
+removed as any other: its number is never given again, and whatever it was nobody keeps. In the log
+of a variant it is an entry that names nothing.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version as package_version
 
+from msgspec.structs import replace
+
 from tierstore.errors import Conflict, Damaged, InvalidName, NotFound, UnsupportedFormat
-from tierstore.format.keys import VERSION_LOG
+from tierstore.format.keys import VARIANTS, VERSION_LOG
 from tierstore.format.reflog import LOST_MANIFEST, Action, RefEntry
 from tierstore.format.sealed import Kind, mended, seal_body
 from tierstore.ids import Digest, ModelRef
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.once import create_once
 from tierstore.modelstore.home.pins import Pins
-from tierstore.modelstore.home.refs import whoami
+from tierstore.modelstore.home.refs import MOST_MISSING, highest_of, whoami
 from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.names.claims import pinned
 from tierstore.modelstore.names.witnesses import Witnesses, numbers, readable_entries
@@ -69,12 +72,71 @@ class GivingUp:
             return []
         return self._witnesses.lost(model)
 
-    def _is_there(self, model: str, number: int) -> bool:
+    def _is_there(self, model: str, number: int, name: str = VERSION_LOG) -> bool:
         try:
-            self._home.log(model).entry(number)
+            self._home.log(model, name).entry(number)
         except (Damaged, NotFound):
             return False
         return True
+
+    def lost_variants(self, refs: Sequence[str]) -> dict[str, list[int]]:
+        """Return the lost entries of the logs of variants among references, by reference.
+
+        Whose variants these were nobody knows: whatever version a reference names, all are meant.
+
+        Raises:
+            UnsupportedFormat: An entry was written by a newer version of tierstore.
+        """
+        found: dict[str, list[int]] = {}
+        for ref in refs:
+            parsed = ModelRef.parse(ref)
+            if parsed.variant is not None and (lost := self._lost_of(parsed.model, parsed.variant)):
+                found[ref] = lost
+        return found
+
+    def _lost_of(self, model: str, variant: str) -> list[int]:
+        name = VARIANTS + variant
+        log, there = self._home.log(model, name), numbers(self._home, model, name)
+        last = max(highest_of(there), log.hinted(), self._witnesses.least(model, name).number)
+        if last - len(there) > MOST_MISSING:
+            raise Damaged(
+                f"of the {last} entries of the log of {model}@+{variant} {last - len(there)} or so "
+                "are lost: restore them from a copy of home"
+            )
+        return [seq for seq in range(1, last + 1) if not self._is_there(model, seq, name)]
+
+    def give_up_variants(self, lost: Mapping[str, Sequence[int]]) -> None:
+        """Put entries that name nothing in the place of lost ones of logs of variants.
+
+        Args:
+            lost: What ``lost_variants`` returned.
+
+        Raises:
+            Conflict: One can be mended, or a pin names a variant that only it can have named.
+        """
+        logs = {(ModelRef.parse(ref).model, ModelRef.parse(ref).variant): lost[ref] for ref in lost}
+        for (model, variant), every in logs.items():
+            name = f"{VARIANTS}{variant}"
+            for number in every:
+                if self._can_be_mended(model, number, name):
+                    raise Conflict(
+                        f"entry {number} of the log of {model}@+{variant} is damaged, and "
+                        "'tierstore repair' can write it as it was; nothing was given up"
+                    )
+            known = {one.manifest for one in readable_entries(self._home, model, name)}
+            for pin in Pins(self._home.blobs).active(self._holders.now_s):
+                ref = f"+{variant}"
+                if (
+                    pin.ref.startswith(f"{model}@")
+                    and pin.ref.endswith(ref)
+                    and (pin.version.hex not in known)
+                ):
+                    raise Conflict(
+                        f"a lost entry of the log of {model}@+{variant} is named by the pin of "
+                        f"{pin.who} ({pin.ref}): end that first; nothing was given up"
+                    )
+        for (model, variant), every in logs.items():
+            self._fill(model, every, f"{VARIANTS}{variant}")
 
     def check(self, lost: Mapping[str, Sequence[int]], *, force: bool) -> None:
         """Raise ``Conflict`` where something says what one of them was, or names it.
@@ -125,8 +187,8 @@ class GivingUp:
                     f"{', '.join(reasons)}: end that first; nothing was removed"
                 )
 
-    def _can_be_mended(self, model: str, number: int) -> bool:
-        key = self._home.log(model).key_of(number)
+    def _can_be_mended(self, model: str, number: int, name: str = VERSION_LOG) -> bool:
+        key = self._home.log(model, name).key_of(number)
         data = self._home.blobs.get_many([key]).get(key)
         return data is not None and mended(Kind.REF, data) is not None
 
@@ -139,20 +201,24 @@ class GivingUp:
         pinned_by = [f"pin of {pin.who}" for pin in pins if pinned(pin.ref) == (model, number)]
         return [*found.get(number, []), *pinned_by]
 
-    def _fill(self, model: str, lost: Sequence[int]) -> None:
+    def _fill(self, model: str, lost: Sequence[int], name: str = VERSION_LOG) -> None:
         """Write an entry in the place of each lost one, unless that came back meanwhile."""
-        log, blobs = self._home.log(model), self._home.blobs
+        log, blobs = self._home.log(model, name), self._home.blobs
         for number in lost:
-            key, sealed = log.key_of(number), seal_body(Kind.REF, self._blank(model, number))
-            came_back = self._is_there(model, number)
+            blank = self._blank(model, number)
+            if name != VERSION_LOG:
+                blank = replace(blank, action="remove", version=None, manifest=None)
+            key, sealed = log.key_of(number), seal_body(Kind.REF, blank)
+            came_back = self._is_there(model, number, name)
             if not came_back and key in blobs.get_many([key]):
                 with_reserve(blobs, partial(blobs.put, key, sealed))  # it is damaged
             elif came_back or not with_reserve(blobs, partial(create_once, blobs, key, sealed)):
+                of = f"the entry of {model}@{number}" if name == VERSION_LOG else f"entry {key}"
                 raise Conflict(
-                    f"the entry of {model}@{number} was lost, and is there again: nothing was "
-                    "removed; look at it and try again"
+                    f"{of} was lost, and is there again: nothing was removed; look at it and try "
+                    "again"
                 )
-        log.point_at(max(numbers(self._home, model, VERSION_LOG)))
+        log.point_at(max(numbers(self._home, model, name)))
 
     def _is_readable(self, manifest: str) -> bool:
         try:

@@ -67,5 +67,6 @@ def refuse_lost(lost: Sequence[LostEntries], orphans: Sequence[str] = ()) -> Non
     raise Damaged(
         f"{'; '.join(every[:_SHOWN])}{more}. Nothing was deleted: 'tierstore repair' makes anew "
         "what other objects say, and names the rest; restore that from a copy of home, or give a "
-        "version up with 'tierstore rm MODEL@N'"
+        "version up with 'tierstore rm MODEL@N', and what the log of a variant lost with "
+        "'tierstore rm MODEL@N+NAME'"
     )

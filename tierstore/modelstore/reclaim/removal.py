@@ -142,6 +142,14 @@ class Removing:
         if not named:
             raise UsageError("no version was named; give references, such as 'ranker@3'")
         giving_up = GivingUp(self._home, Holders(self._names))
+        if of_variants := giving_up.lost_variants(named):
+            if left := [ref for ref in named if ref not in of_variants]:
+                raise UsageError(
+                    f"what logs of variants have lost is given up by itself: name {left[0]} after "
+                    "that; nothing was given up"
+                )
+            giving_up.give_up_variants(of_variants)
+            return []
         if lost := giving_up.lost_of(named):
             giving_up.check(lost, force=force)
             # all that may refuse it comes first: an entry that was written stays

@@ -140,7 +140,8 @@ class LogRepair:
             variant = name.removeprefix(keys.VARIANTS)
             done = (
                 f"which variant {variant!r} it named is lost, and whether of {model} at all; "
-                "'tierstore derive' makes it anew once the object is restored from a copy of home"
+                "restore the object from a copy of home, or give up what this log has lost with "
+                f"'tierstore rm {model}@N+{variant}': 'tierstore derive' makes it anew then"
             )
             key = keys.entry_key(keys.ref_prefix(model, name), seq)
             self._objects.report.add("lost", key, why, done)
