@@ -11,6 +11,7 @@ import pytest
 from tests.integration.kit import created, equal, opened
 from tests.integration.test_copy import ROWS, model, same, size_of, tuned
 from tierstore.blobs.memory import MemoryStore
+from tierstore.copying import models
 from tierstore.copying.models import ModelCopy
 from tierstore.copying.pairs import Pairs
 from tierstore.copying.report import Synced
@@ -18,6 +19,7 @@ from tierstore.copying.sync import Sync, Wanted, sync_stores
 from tierstore.errors import Damaged, InvalidName, NotFound, Unreachable, UsageError
 from tierstore.format.keys import REFS, version_key
 from tierstore.modelstore.reclaim.feature import enable
+from tierstore.modelstore.saving.copier import CopyWriter
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Fault, FaultyStore
 from tierstore.variants.derive import derive
@@ -250,6 +252,29 @@ def test_what_holds_numbers_is_removed_by_the_next_sync(
         equal(target.load("m@1").load(), target.load("m@2").load())
     synced(source, target, models=["m"])
     assert [version.number for version in target.versions("m")] == [3, 2]
+
+
+def test_what_holds_numbers_goes_with_a_version_that_is_refused(
+    source: Store, target: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: CopyWriter, below: object = frozenset()) -> None:
+        raise Unreachable("the list cannot be asked")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CopyWriter, "look", refuse)
+        with pytest.raises(Unreachable, match="is removed again"):
+            synced(source, target, models=["m"], versions="2")
+    assert target.models() == []
+    synced(source, target, models=["m"], versions="3")
+    assert [version.number for version in target.versions("m")] == [3]
+
+
+def test_many_numbers_are_not_held(
+    source: Store, target: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "MOST_HELD", 1)
+    synced(source, target, models=["m"], versions="3")
+    assert [version.number for version in target.versions("m")] == [1]
 
 
 def test_nothing_is_removed_unless_it_is_wanted(source: Store, target: Store) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from tierstore.copying.report import CopiedVersion
 from tierstore.copying.versions import VersionCopy
-from tierstore.errors import BackendError
+from tierstore.errors import BackendError, TierstoreError
 from tierstore.format.keys import VARIANTS
 from tierstore.format.reflog import RefEntry, that_count
 from tierstore.ids import Digest
@@ -19,6 +20,9 @@ from tierstore.progress import Progress
 
 HOLDER = "holds the number of a version that was not copied"
 """The message of an entry that stands for no version, and is removed at once."""
+
+MOST_HELD = 1000
+"""A version before which more numbers are free takes the next one: each costs an entry."""
 
 
 class ModelCopy:
@@ -63,6 +67,8 @@ class ModelCopy:
         for entry in reversed(list(log.entries())):
             self._note(entry)
         self._is_held = True
+        self._held: list[int] = []
+        """The numbers that are held for the version that is being copied, rising."""
         self.removed = names.removals.of(into)
         """Those versions of the model that are removed in the target, by number."""
 
@@ -145,7 +151,20 @@ class ModelCopy:
                     raise
             return how.append(digest)
 
-        return replace(how, append=append)
+        def append_or_give_up(digest: Digest) -> RefEntry:
+            try:
+                return append(digest)
+            except TierstoreError:
+                with suppress(TierstoreError):  # else the next sync removes them
+                    self._remove_held(self._held)
+                raise
+
+        def take_back(entry: RefEntry, why: BaseException) -> str:
+            done = how.take_back(entry, why)
+            self._remove_held(self._held)
+            return done
+
+        return replace(how, append=append_or_give_up, take_back=take_back)
 
     def _hold_numbers(self, number: int, digest: Digest) -> None:
         """Have all numbers before one taken.
@@ -155,9 +174,13 @@ class ModelCopy:
         """
         last = self._target._parts.home.log(self._into).last()
         following = last.seq + 1 if last else 1
+        self._held = []
+        if number - following > MOST_HELD:
+            return
         while following < number:
             held = self._target._names.publish(self._into, digest, HOLDER)
             self._note(held)
+            self._held.append(held.seq)
             self._is_held = True
             following = held.seq + 1
 
@@ -168,11 +191,15 @@ class ModelCopy:
         held = [n for n, one in self.entries.items() if self.holds(one) and n not in self.removed]
         newer = {one.manifest for one in self.entries.values() if not self.holds(one)}
         going = [n for n in held if self.entries[n].manifest in newer]
-        if going:
-            refs = [f"{self._into}@{number}" for number in sorted(going)]
-            self._target.remove(*refs, message=HOLDER)
-            self.removed = self._target._names.removals.of(self._into)
+        self._remove_held(sorted(going))
         self._is_held = len(held) > len(going)
+
+    def _remove_held(self, numbers: Sequence[int]) -> None:
+        """Remove entries that hold numbers; nobody loads them as the newest version after that."""
+        if numbers:
+            refs = [f"{self._into}@{number}" for number in numbers]
+            self._target.remove(*refs, force=True, message=HOLDER)
+            self.removed = self._target._names.removals.of(self._into)
 
     @staticmethod
     def holds(entry: RefEntry) -> bool:
