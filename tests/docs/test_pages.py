@@ -29,6 +29,7 @@ def _run(page: Path, folder: Path) -> int:
     return len(blocks)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_runs_as_it_is_printed(page: Path, tmp_path: Path) -> None:
     _run(page, tmp_path / "here")

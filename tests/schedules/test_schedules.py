@@ -29,6 +29,7 @@ def run(*args: object) -> None:
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("first", range(1, CI + 1, BLOCK))
 def test_nothing_is_lost_in_any_schedule(first: int) -> None:
     run(first, first + BLOCK - 1)
@@ -40,18 +41,21 @@ def test_nothing_is_lost_in_any_schedule_of_many(first: int) -> None:
     run(first, first + 4 * BLOCK - 1)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("part", range(2))
 def test_a_fault_at_every_call(part: int) -> None:
     """EIO at each call, and a disk that is full from each write on: the next run goes on."""
     run("--faults", *list(CASES)[part::2])
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("seed", [1, 2])
 def test_processes_that_are_killed(seed: int) -> None:
     """SIGKILL at random moments, on a disk: the next run goes on, nothing is lost or stays."""
     run("--kills", KILLS // 2, seed)
 
 
+@pytest.mark.alone
 def test_processes_that_are_paused() -> None:
     """SIGSTOP at random moments: all leases end and a collection is done before they go on."""
     run("--pauses", 30)

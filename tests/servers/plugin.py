@@ -51,14 +51,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what uses the servers of the run, and put it first: it takes longest."""
+    """Mark what uses the servers of the run, and put first what takes longest: that, ``alone``."""
     groups = {item: _group(item) for item in items}
     for item, group in groups.items():
         if group is not None:
             item.add_marker(pytest.mark.server)
         if config.getoption("second_run") and item.get_closest_marker("server"):
             item.add_marker(pytest.mark.flaky(reruns=1))
-    items.sort(key=lambda item: groups[item] is None)
+    items.sort(key=lambda item: (groups[item] is None, not _is_alone(item)))
     told = getattr(config, "workerinput", {}).get("tierstore_scopes")
     if told and os.environ["PYTEST_XDIST_WORKER"] == "gw0":
         Path(told).write_text(json.dumps({i.nodeid: _scope(i, g) for i, g in groups.items()}))
@@ -66,8 +66,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _scope(item: pytest.Item, group: str | None) -> str:
     """What one worker runs whole: a group, a module, or a test that is longer than most modules."""
-    alone = item.get_closest_marker("soak") is not None
-    return group or (item.nodeid if alone else item.nodeid.partition("::")[0])
+    return group or (item.nodeid if _is_alone(item) else item.nodeid.partition("::")[0])
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("soak", "alone"))
 
 
 def _group(item: pytest.Item) -> str | None:

@@ -186,7 +186,8 @@ class RefLog:
         url = self._home_blobs.url
         if config is None:
             raise Unreachable(
-                f"{url} is no store any more: is its file system mounted? Nothing was published"
+                f"{url} is no store any more: see that its file system is mounted. Nothing was "
+                "published"
             )
         found = parse_config(config, f"{url}/{CONFIG}")
         if found.store_id != self._store_id:
