@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
+from tierstore.folders import path_of
 from tierstore.format.keys import ALIASES, REMOVED_LOG, VARIANTS, VERSION_LOG
 from tierstore.ids import FULL, ModelRef
 from tierstore.modelstore.home.home import Home
@@ -46,7 +47,7 @@ class Watched:
 
 
 def _is_mount(home: Home) -> bool:
-    return home.blobs.url.startswith("file:") and not home.blobs.local
+    return path_of(home.blobs.url) is not None and not home.blobs.local
 
 
 def _logs(ref: ModelRef, order: Sequence[str], *, removals: bool) -> Iterator[str]:
