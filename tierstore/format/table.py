@@ -161,6 +161,11 @@ class ChunkTable:
         )
 
     @property
+    def has_deltas(self) -> bool:
+        """Whether any of the frames is a delta."""
+        return bool(self._columns.bases)
+
+    @property
     def digests(self) -> Set[bytes]:
         """The digests of all chunks."""
         return self._rows_by_digest().keys()

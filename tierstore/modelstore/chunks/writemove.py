@@ -8,7 +8,7 @@ from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.format.keys import move_key, pack_key
 from tierstore.format.layout import Move
 from tierstore.format.sealed import Kind, seal_body
-from tierstore.modelstore.home.footers import read_footer
+from tierstore.modelstore.home.footers import read_chunks
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.once import create_once
 
@@ -57,7 +57,6 @@ def _has_deltas(home: Home, pack: bytes) -> bool:
     """Return whether a pack holds deltas, or cannot be looked into."""
     key = pack_key(pack)
     try:
-        places = read_footer(home.packs, key, home.packs.size(key))[1]
+        return read_chunks(home.packs, key, home.packs.size(key)).has_deltas
     except (NotFound, Damaged, UnsupportedFormat, BackendError):
         return True
-    return any(place.bases for place in places)
