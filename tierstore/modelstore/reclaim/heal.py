@@ -23,10 +23,10 @@ from tierstore.modelstore.home.index import write_segment
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.home.relayout import PackScan
 from tierstore.modelstore.reclaim.frames import read_frames
-from tierstore.modelstore.reclaim.lost import refuse
 from tierstore.modelstore.reclaim.mark import Demand, Mark, Marker
 from tierstore.modelstore.reclaim.needs import Lost, Need
 from tierstore.modelstore.reclaim.roots import Root
+from tierstore.modelstore.reclaim.unloadable import refuse
 
 _LOST = "has lost chunks"
 _log = logging.getLogger("tierstore.gc")

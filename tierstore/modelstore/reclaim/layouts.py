@@ -20,7 +20,7 @@ from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.home.chain import fold_of
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.readcache import ReadCache, is_settled
-from tierstore.modelstore.reclaim.lost import Unloadable
+from tierstore.modelstore.reclaim.unloadable import Unloadable
 
 _KEPT_AT_ONCE = 1000
 _log = logging.getLogger("tierstore.gc")

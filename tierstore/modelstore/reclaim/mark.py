@@ -17,9 +17,9 @@ from tierstore.modelstore.home.readcache import ReadCache
 from tierstore.modelstore.home.retention import NONE_OVER, Over
 from tierstore.modelstore.reclaim.holdings import Holdings, read_holdings
 from tierstore.modelstore.reclaim.layouts import Layouts
-from tierstore.modelstore.reclaim.lost import Unloadable, refuse
 from tierstore.modelstore.reclaim.needs import Need, Needs
 from tierstore.modelstore.reclaim.roots import Found, Root, Roots
+from tierstore.modelstore.reclaim.unloadable import Unloadable, refuse
 from tierstore.modelstore.reclaim.ways import Ways
 
 LiveKind = Literal["live", "chain", "base", "window", "leased"]
