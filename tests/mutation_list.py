@@ -7488,7 +7488,7 @@ _WAYS = (
     Mutation(
         "repair-takes-what-may-be-there-for-collected",
         "SPEC 10.2: What a lost entry of removals may have brought back is brought back.",
-        "modelstore/chunks/lost.py",
+        "modelstore/chunks/findlost.py",
         "            return False\n\n    def _look_for",
         "            return True\n\n    def _look_for",
         (
@@ -7541,7 +7541,7 @@ _WAYS = (
     Mutation(
         "check-mourns-bases-of-none",
         "SPEC 10.1: Moves are followed from deltas whose bases cannot be read: these are not lost.",
-        "modelstore/chunks/lost.py",
+        "modelstore/chunks/findlost.py",
         "if place.digest in own and isinstance(",
         "if isinstance(",
         (

@@ -14,7 +14,7 @@ from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest
 from tierstore.modelstore.care.check_parts import NeededParts
 from tierstore.modelstore.care.check_users import Named, Users
-from tierstore.modelstore.chunks.lost import LostChunks, NeededChunks
+from tierstore.modelstore.chunks.findlost import LostChunks, NeededChunks
 from tierstore.modelstore.chunks.moves import Moves
 from tierstore.modelstore.chunks.ways import FrameWays
 from tierstore.modelstore.home.ahead import parallel

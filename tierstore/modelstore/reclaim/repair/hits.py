@@ -12,7 +12,7 @@ from tierstore.format.keys import version_key
 from tierstore.format.manifest import Manifest, named_tensors
 from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.care.check_patches import unread_because_of
-from tierstore.modelstore.chunks.lost import LostChunks
+from tierstore.modelstore.chunks.findlost import LostChunks
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.loading.stored import entry_bytes
 from tierstore.modelstore.reclaim.repair.report import HitPart, HitVersion

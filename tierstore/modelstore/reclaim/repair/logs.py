@@ -23,7 +23,7 @@ from tierstore.format.reflog import MAX_REMOVED, Action, Hint, RefEntry, parse_e
 from tierstore.format.sealed import Kind, mended, seal_body, unseal_body
 from tierstore.ids import Digest
 from tierstore.modelstore.care.check_patches import unread_because_of
-from tierstore.modelstore.chunks.lost import LostChunks
+from tierstore.modelstore.chunks.findlost import LostChunks
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.once import create_once
 from tierstore.modelstore.home.refs import MOST_MISSING, highest_of, whoami
