@@ -6269,8 +6269,8 @@ _COLLECTED = (
     ),
     Mutation(
         "a-damaged-move-ends-a-check",
-        "modelstore/chunks/ways.py: where readers end by a damaged move, the way of a frame ends.",
-        "modelstore/chunks/ways.py",
+        "chunks/frameways.py: where readers end by a damaged move, the way of a frame ends.",
+        "modelstore/chunks/frameways.py",
         "        except (Damaged, UnsupportedFormat) as error:  # a move",
         "        except ZeroDivisionError as error:  # a move",
         ("integration/test_check_folds.py::test_a_damaged_move_ends_no_check",),
@@ -7498,7 +7498,7 @@ _WAYS = (
     Mutation(
         "a-base-is-where-nothing-says-it-is",
         "SPEC 11 step 5: A move that ends in a delta whose base no reader finds heals nothing.",
-        "modelstore/chunks/ways.py",
+        "modelstore/chunks/frameways.py",
         "        return (\n            at is not None\n",
         "        return at is None or (\n            True\n",
         (
@@ -7520,7 +7520,7 @@ _WAYS = (
     Mutation(
         "ways-end-at-any-delta",
         "SPEC 8: The base of a delta that a move leads to is found by the layout or by the moves.",
-        "modelstore/chunks/ways.py",
+        "modelstore/chunks/frameways.py",
         "return self._is_fit(place) and all(",
         "return self._is_fit(place) or all(",
         (

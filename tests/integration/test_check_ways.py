@@ -22,11 +22,11 @@ from tierstore.format.pack import PackBuilder
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.table import ChunkTable
 from tierstore.ids import ByteRange
+from tierstore.modelstore.chunks.frameways import FrameWays
 from tierstore.modelstore.chunks.moves import Moves
 from tierstore.modelstore.chunks.pool import ReadPool
 from tierstore.modelstore.chunks.reader import ChunkReader
 from tierstore.modelstore.chunks.sharing import Want
-from tierstore.modelstore.chunks.ways import FrameWays
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.store import Store

@@ -15,8 +15,8 @@ from tierstore.ids import Digest
 from tierstore.modelstore.care.check_parts import NeededParts
 from tierstore.modelstore.care.check_users import Named, Users
 from tierstore.modelstore.chunks.findlost import LostChunks, NeededChunks
+from tierstore.modelstore.chunks.frameways import FrameWays
 from tierstore.modelstore.chunks.moves import Moves
-from tierstore.modelstore.chunks.ways import FrameWays
 from tierstore.modelstore.home.ahead import parallel
 from tierstore.modelstore.home.home import Home
 

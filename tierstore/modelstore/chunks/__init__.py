@@ -5,6 +5,7 @@ __all__ = [
     "decode",
     "examine",
     "findlost",
+    "frameways",
     "local",
     "moves",
     "origin",
@@ -13,6 +14,5 @@ __all__ = [
     "reader",
     "recent",
     "sharing",
-    "ways",
     "writemove",
 ]

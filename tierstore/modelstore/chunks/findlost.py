@@ -10,8 +10,8 @@ from tierstore.format.keys import layout_key, pack_key
 from tierstore.format.layout import missing_chunks, parse_layout
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
+from tierstore.modelstore.chunks.frameways import FrameWays
 from tierstore.modelstore.chunks.moves import Moves
-from tierstore.modelstore.chunks.ways import FrameWays
 from tierstore.modelstore.home.home import Home, chunks_of
 
 

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Mapping, MutableSet, Set
 from typing import TypeAlias
 
 from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.modelstore.chunks.frameways import FrameWays
 from tierstore.modelstore.chunks.moves import Moves
-from tierstore.modelstore.chunks.ways import FrameWays
 from tierstore.modelstore.chunks.writemove import write_move
 from tierstore.modelstore.home.confirm import unfit_packs
 from tierstore.modelstore.home.home import Home
