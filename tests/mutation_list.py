@@ -6743,7 +6743,7 @@ _FULL = (
     Mutation(
         "full-disk-while-another-collects",
         "SPEC 10.1: unless another's was renewed within its time.",
-        "modelstore/reclaim/reserve.py",
+        "modelstore/reclaim/fullhome.py",
         "            if not held.done and time.time() - info.mtime < TTL_S:",
         "            if False:",
         ("integration/test_full_disk.py::test_nothing_goes_first_while_another_one_collects",),

@@ -53,13 +53,13 @@ from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease
 from tierstore.modelstore.reclaim.cutshort import SoFar
 from tierstore.modelstore.reclaim.errand import NOTHING, Errand
 from tierstore.modelstore.reclaim.feature import check_enabled, keep_enabled
+from tierstore.modelstore.reclaim.fullhome import Unheld, newest_s
 from tierstore.modelstore.reclaim.heal import Healer
 from tierstore.modelstore.reclaim.indexmerge import tidy_index
 from tierstore.modelstore.reclaim.kept import Kept, last_of, read_kept, write_kept
 from tierstore.modelstore.reclaim.mark import Demand, Mark, Marker
 from tierstore.modelstore.reclaim.repack import Repacker
 from tierstore.modelstore.reclaim.report import PackReport, Report, State, end_text
-from tierstore.modelstore.reclaim.reserve import Unheld, newest_s
 from tierstore.modelstore.reclaim.rewrite import rewrite_layouts
 from tierstore.modelstore.reclaim.sweep import Checked, Swept, sweep
 from tierstore.modelstore.reclaim.tidy import tidy, tidy_unneeded
