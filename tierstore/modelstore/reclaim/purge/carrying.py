@@ -36,7 +36,7 @@ from tierstore.modelstore.reclaim.purge.content import (
 from tierstore.modelstore.reclaim.purge.frames import Frames
 from tierstore.modelstore.reclaim.purge.orders import Orders
 from tierstore.modelstore.reclaim.purge.record import Record
-from tierstore.modelstore.reclaim.purge.sharing import find_sharing
+from tierstore.modelstore.reclaim.purge.sharers import find_sharing
 from tierstore.modelstore.reclaim.repack import Repacked
 from tierstore.modelstore.reclaim.report import Report
 from tierstore.shown import counted

@@ -15,7 +15,7 @@ import msgspec
 
 from tierstore.format.purge import PurgedContent, PurgeOrder, PurgePart
 from tierstore.modelstore.reclaim.purge.content import Content
-from tierstore.modelstore.reclaim.purge.sharing import Shared
+from tierstore.modelstore.reclaim.purge.sharers import Shared
 
 
 @dataclass(slots=True)
