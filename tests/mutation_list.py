@@ -8279,7 +8279,7 @@ _PURGE = (
         "SPEC 10.3: What is found is added to purged content before anything is deleted.",
         "modelstore/reclaim/purge/purging.py",
         "for order, content in noted(self._home, orders) if orders else ():",
-        "for order, content in ((order, Content()) for order in orders):",
+        "for order, content in ((order, FoundContent()) for order in orders):",
         (
             "integration/test_purge_carrying.py::"
             "test_what_a_collection_deletes_in_between_is_in_the_receipt",

@@ -48,7 +48,7 @@ from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.holdings import Holdings, read_holdings
 from tierstore.modelstore.reclaim.purge import carrying, orders, purging
 from tierstore.modelstore.reclaim.purge.carrying import Carrying
-from tierstore.modelstore.reclaim.purge.content import Content
+from tierstore.modelstore.reclaim.purge.content import FoundContent
 from tierstore.modelstore.reclaim.purge.frames import Frames
 from tierstore.modelstore.reclaim.purge.orders import Orders
 from tierstore.modelstore.reclaim.purge.purging import Purges
@@ -715,7 +715,7 @@ def test_what_a_sleeper_writes_over_is_put_together_again(
     assert after.deleted_objects == before.deleted_objects
     content = Orders(blobs).content(order.id)
     assert content is not None
-    assert more <= Content.read(content).gone
+    assert more <= FoundContent.read(content).gone
 
 
 def test_what_runs_rewrote_is_counted_once_each(store: Store, blobs: MemoryStore) -> None:

@@ -27,7 +27,7 @@ from tierstore.modelstore.reclaim.errand import Errand
 from tierstore.modelstore.reclaim.holdings import Holdings, read_holdings
 from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.purge.content import (
-    Content,
+    FoundContent,
     chunks_in,
     find,
     layout_of,
@@ -123,7 +123,7 @@ class Carrying(Errand):
         except (Damaged, UnsupportedFormat) as error:
             _log.warning("%s: what is there is found again", error)
             stored = None
-        one = Record(order, Content.read(stored), (order, stored))
+        one = Record(order, FoundContent.read(stored), (order, stored))
         is_of_one = stored is not None and stored.sweep == order.sweep
         wanted = there - set(order.parts or ()) if is_of_one else there
         parts = self._orders.parts(name, wanted)
@@ -243,7 +243,7 @@ class Carrying(Errand):
         deltas = self._frames.deltas(content.gone)
         content.deltas |= {place.digest + bases_of(place) for place in deltas}
         stored = content.stored(one.order.id)
-        new = Content() if stored == before else content.beyond(Content.read(before))
+        new = FoundContent() if stored == before else content.beyond(FoundContent.read(before))
         if one.has_more or not new.is_empty:
             # random: who writes over what another one found must not give the same number
             content.sweep = max(content.sweep, one.order.sweep) + 1 + secrets.randbelow(1 << 32)
@@ -415,7 +415,7 @@ def _unknown(one: Record) -> list[str]:
     return found
 
 
-def noted(home: Home, orders: Sequence[PurgeOrder]) -> Iterator[tuple[PurgeOrder, Content]]:
+def noted(home: Home, orders: Sequence[PurgeOrder]) -> Iterator[tuple[PurgeOrder, FoundContent]]:
     """Yield orders with the packs that their layouts name, and their content as far as is known.
 
     Once its version is purged any collection may delete these packs, whoever carries it out.
@@ -423,7 +423,7 @@ def noted(home: Home, orders: Sequence[PurgeOrder]) -> Iterator[tuple[PurgeOrder
     manifests = find(home, orders)
     holdings = read_holdings(home.packs)
     for order in orders:
-        content, packs = Content(), set[bytes]()
+        content, packs = FoundContent(), set[bytes]()
         own = manifests[order.id][1]
         content.digests, unread = chunks_in(home, own, frozenset())
         content.manifests = own - unread

@@ -27,7 +27,7 @@ _log = logging.getLogger("tierstore.purge")
 
 
 @dataclass(slots=True)
-class Content:
+class FoundContent:
     """What was found of the content of one order; it only grows.
 
     Attributes:
@@ -45,7 +45,7 @@ class Content:
     sweep: int = 0
 
     @classmethod
-    def read(cls, stored: PurgedContent | None) -> Content:
+    def read(cls, stored: PurgedContent | None) -> FoundContent:
         """Return what was found before."""
         if stored is None:
             return cls()
@@ -85,9 +85,9 @@ class Content:
         self.digests.update(split_digests(part.digests))
         self.deltas |= _split_deltas(part.deltas)
 
-    def beyond(self, before: Content) -> Content:
+    def beyond(self, before: FoundContent) -> FoundContent:
         """Return what is new since, with the chunks that nobody needs any more."""
-        return Content(
+        return FoundContent(
             manifests=self.manifests - before.manifests,
             digests=(self.digests - before.digests) | (self.gone - before.gone),
             deltas=self.deltas - before.deltas,

@@ -23,7 +23,7 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.home.refs import whoami
 from tierstore.modelstore.home.tierlist import TierLog
-from tierstore.modelstore.reclaim.purge.content import Content
+from tierstore.modelstore.reclaim.purge.content import FoundContent
 from tierstore.modelstore.reclaim.purge.orders import Orders, together
 from tierstore.tiers.hot.shared import SharedHot
 from tierstore.tiers.hot.tiers import HotTiers
@@ -79,7 +79,7 @@ class _Due:
     """
 
     order: PurgeOrder
-    content: Content
+    content: FoundContent
     is_first: bool
 
     @property
@@ -202,7 +202,7 @@ class Dropping:
     def _due(self, order: PurgeOrder) -> _Due | None:
         """Return what an order names, by what is as new as the order, or newer."""
         try:
-            content = Content.read(self.orders.content(order.id))
+            content = FoundContent.read(self.orders.content(order.id))
         except (Damaged, UnsupportedFormat) as error:  # who goes on with it writes it anew
             _log.warning("%s", error)
             return None

@@ -32,7 +32,7 @@ from tierstore.modelstore.names.removed import PURGE
 from tierstore.modelstore.names.rollout import Rollouts
 from tierstore.modelstore.reclaim.feature import check_enabled
 from tierstore.modelstore.reclaim.purge.carrying import Carrying, noted
-from tierstore.modelstore.reclaim.purge.content import Content
+from tierstore.modelstore.reclaim.purge.content import FoundContent
 from tierstore.modelstore.reclaim.purge.dropping import Dropping
 from tierstore.modelstore.reclaim.purge.frames import Frames
 from tierstore.modelstore.reclaim.purge.orders import Nodes, Orders, together
@@ -216,7 +216,7 @@ class Purges:
             given[order.id] = order
         return given
 
-    def _create(self, order: PurgeOrder, content: Content) -> None:
+    def _create(self, order: PurgeOrder, content: FoundContent) -> None:
         """Write an order, on a full home by the reserve: nobody could free anything otherwise."""
         stored = content.stored(order.id)
         with_reserve(self._home.blobs, lambda: self._orders.create(order, stored))
@@ -432,7 +432,7 @@ class Purges:
     def _shared_digests(self, name: str) -> list[str] | None:
         """Return the digests of the chunks of an order that stay, in hex."""
         try:
-            content = Content.read(self._orders.content(name))
+            content = FoundContent.read(self._orders.content(name))
         except (Damaged, UnsupportedFormat) as error:
             _log.warning("%s", error)
             return None

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from tierstore.format.purge import PurgedContent, PurgeOrder, PurgePart
-from tierstore.modelstore.reclaim.purge.content import Content
+from tierstore.modelstore.reclaim.purge.content import FoundContent
 from tierstore.modelstore.reclaim.purge.sharers import Shared
 
 
@@ -38,7 +38,7 @@ class Record:
     """
 
     order: PurgeOrder
-    content: Content
+    content: FoundContent
     in_home: tuple[PurgeOrder, PurgedContent | None]
     sharing: Shared = field(default_factory=Shared)
     waits: list[str] = field(default_factory=list)
@@ -93,7 +93,7 @@ class Record:
         rewritten = max(self.order.rewritten_bytes, rewritten_bytes)
         self.note(kept_bytes=kept, rewritten_bytes=rewritten)
 
-    def new_part(self, new: Content) -> PurgePart | None:
+    def new_part(self, new: FoundContent) -> PurgePart | None:
         """Return what home does not have yet of this order, beside new content, if anything.
 
         It is counted as written by then.

@@ -20,7 +20,7 @@ from tierstore.format.sealed import Kind
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.reclaim.holdings import Holdings
-from tierstore.modelstore.reclaim.purge.content import Content
+from tierstore.modelstore.reclaim.purge.content import FoundContent
 from tierstore.modelstore.reclaim.purge.orders import Orders
 from tierstore.modelstore.reclaim.repair.objects import Objects
 from tierstore.modelstore.reclaim.repair.report import Outcome
@@ -160,10 +160,10 @@ class ListRepair:
 
     def _purged(self) -> set[bytes]:
         """Return the digests of all manifests that were purged: none of them may come back."""
-        orders, found = Orders(self._home.blobs), Content()
+        orders, found = Orders(self._home.blobs), FoundContent()
         for name in (key.removeprefix(keys.PURGED) for key in self._objects.listed(keys.PURGED)):
             with suppress(*_Unread):  # it is found again by whoever goes on with the purge
-                found.manifests |= Content.read(orders.content(name)).manifests
+                found.manifests |= FoundContent.read(orders.content(name)).manifests
         for name, parts in orders.part_names().items():
             for part in orders.parts(name, parts).values():
                 found.add(part)
