@@ -14,7 +14,7 @@ from tierstore.format.retention import Rules
 from tierstore.ids import check_name
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.reclaim.feature import check_enabled
-from tierstore.modelstore.reclaim.holders import Content, Holders
+from tierstore.modelstore.reclaim.holders import Holders, VersionDigests
 from tierstore.modelstore.reclaim.removal import Plan, Removing
 from tierstore.modelstore.reclaim.rules import Candidate, kept_by
 from tierstore.modelstore.version import Version, version_of, when
@@ -60,7 +60,7 @@ class Found:
     """
 
     model: str
-    contents: Mapping[int, Content]
+    contents: Mapping[int, VersionDigests]
     kept: Mapping[int, list[str]]
     holders: Holders
 
@@ -162,7 +162,7 @@ class Forgetting:
             Removing(self._names).carry_out(plan, found.holders, message)
 
     def _kept(
-        self, holders: Holders, model: str, rules: Rules, contents: Mapping[int, Content]
+        self, holders: Holders, model: str, rules: Rules, contents: Mapping[int, VersionDigests]
     ) -> dict[int, list[str]]:
         """Return what stays, with the reasons: rules, names, and what patches lie on."""
         aliases = holders.aliases(model)

@@ -27,7 +27,7 @@ from tierstore.modelstore.home.refs import MOST_MISSING, highest_of, whoami
 from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.names.claims import pinned
 from tierstore.modelstore.names.witnesses import Witnesses, numbers, readable_entries
-from tierstore.modelstore.reclaim.holders import Content, Holders
+from tierstore.modelstore.reclaim.holders import Holders, VersionDigests
 
 _SHOWN = 5
 _NOTE = "given up: what this entry said was lost"
@@ -194,7 +194,7 @@ class GivingUp:
 
     def _named(self, model: str, number: int) -> list[str]:
         """Return who names a version that has no entry."""
-        blank = {number: Content(self._blank(model, number), frozenset())}
+        blank = {number: VersionDigests(self._blank(model, number), frozenset())}
         aliases = self._holders.aliases(model)
         found = self._holders.named(model, blank, frozenset(), aliases, readers=False)
         pins = Pins(self._home.blobs).active(self._holders.now_s)

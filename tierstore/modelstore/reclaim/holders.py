@@ -44,7 +44,7 @@ _PATCH, _FULL = b"patch", b"full"
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class VersionDigests:
     """The entry of a version, and all that nodes may serve of it.
 
     Attributes:
@@ -80,7 +80,7 @@ class Holders:
             self._now_s = certain_now_s(self._home.blobs)
         return self._now_s
 
-    def contents(self, model: str, numbers: Iterable[int]) -> dict[int, Content]:
+    def contents(self, model: str, numbers: Iterable[int]) -> dict[int, VersionDigests]:
         """Return the contents of these versions of a model, by number."""
         entries = {one.seq: one for one in self._read(model, VERSION_LOG, list(numbers))}
         digests = {number: {entry.manifest or ""} for number, entry in entries.items()}
@@ -91,7 +91,8 @@ class Holders:
                 if entry.version in digests and entry.manifest:
                     digests[entry.version].add(entry.manifest)
         return {
-            number: Content(entry, frozenset(digests[number])) for number, entry in entries.items()
+            number: VersionDigests(entry, frozenset(digests[number]))
+            for number, entry in entries.items()
         }
 
     def in_force(self, model: str) -> tuple[list[int], set[int]]:
@@ -130,7 +131,7 @@ class Holders:
     def named(
         self,
         model: str,
-        going: Mapping[int, Content],
+        going: Mapping[int, VersionDigests],
         staying: Set[str],
         aliases: Mapping[str, RefEntry],
         releases: Set[tuple[str, int]] = frozenset(),
@@ -238,7 +239,7 @@ class Holders:
                     found.setdefault(version, []).append(reader)
         return found
 
-    def chains(self, model: str, staying: Mapping[int, Content]) -> dict[str, str]:
+    def chains(self, model: str, staying: Mapping[int, VersionDigests]) -> dict[str, str]:
         """Return what the patches among the versions that stay lie on.
 
         Returns:
@@ -247,7 +248,7 @@ class Holders:
         found: dict[str, str] = {}
         patches = self.patches(staying)
 
-        def needed(content: Content) -> list[tuple[str, str]]:
+        def needed(content: VersionDigests) -> list[tuple[str, str]]:
             ref = f"{model}@{content.entry.seq}"
             return [(digest, ref) for digest in self._needs(content)]
 
@@ -256,7 +257,7 @@ class Holders:
                 found.setdefault(digest, ref)
         return found
 
-    def _needs(self, patch: Content) -> list[str]:
+    def _needs(self, patch: VersionDigests) -> list[str]:
         """Return what a patch lies on down to the nearest fold; it never lies on more."""
         manifest = patch.entry.manifest or ""
         if manifest not in self._below:
@@ -269,7 +270,7 @@ class Holders:
             self._below[manifest] = below
         return self._below[manifest]
 
-    def patches(self, contents: Mapping[int, Content]) -> set[int]:
+    def patches(self, contents: Mapping[int, VersionDigests]) -> set[int]:
         """Return the numbers of those that are patches on others, folded or not.
 
         One whose manifest is lost is none. Each manifest is read once.
