@@ -45,7 +45,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CopyPlan:
     """What is copied of a version.
 
     Attributes:
@@ -142,7 +142,7 @@ class VersionCopy:
 
     def _copy(
         self,
-        plan: Plan,
+        plan: CopyPlan,
         digest: Digest,
         how: Publication[RefEntry],
         progress: Progress | None,
@@ -166,7 +166,7 @@ class VersionCopy:
         sent = sum(one.stored_bytes for one in stats)
         return entry, sent, sum(one.new_chunks for one in stats)
 
-    def _look_below(self, plan: Plan, entry: RefEntry) -> None:
+    def _look_below(self, plan: CopyPlan, entry: RefEntry) -> None:
         """See to it that the version in the target on which a patch lies stays."""
         if plan.base is not None and plan.below is not None:
             patch = str(version_of(plan.base.model, entry))
@@ -177,20 +177,20 @@ class VersionCopy:
         digest: Digest,
         find: Callable[[Digest], Version | None],
         ignored: frozenset[Digest] = frozenset(),
-    ) -> Plan:
+    ) -> CopyPlan:
         chain = find_chain(self._source.home, digest, ignored)
         info = patch_info(chain.top)
         if info is None:
-            return Plan((Part(digest),))
+            return CopyPlan((Part(digest),))
         fold = [Part(chain.full, chain.start)] if chain.start != chain.full else []
         own = fold if chain.start == digest else []
         base = find(info.base)
         below = None if base is None else self._below(base)
         if below is not None:
-            return Plan((Part(digest), *own), base, below)
+            return CopyPlan((Part(digest), *own), base, below)
         if own:
-            return Plan((*own, Part(digest)))
-        return Plan((*(fold or [Part(chain.full)]), *map(Part, chain.patches)))
+            return CopyPlan((*own, Part(digest)))
+        return CopyPlan((*(fold or [Part(chain.full)]), *map(Part, chain.patches)))
 
     def _below(self, base: Version) -> Chain | None:
         """Return how a version is read in the target; ``None`` where that has lost a part of it."""
@@ -205,7 +205,7 @@ class VersionCopy:
         digest: Digest,
         find: Callable[[Digest], Version | None],
         folds: frozenset[Digest],
-    ) -> Plan | None:
+    ) -> CopyPlan | None:
         """Return how a version is copied without folds; ``None`` where nothing else is left."""
         try:
             return self._plan(digest, find, folds)

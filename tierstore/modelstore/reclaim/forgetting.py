@@ -15,7 +15,7 @@ from tierstore.ids import check_name
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.reclaim.feature import check_enabled
 from tierstore.modelstore.reclaim.holders import Holders, VersionDigests
-from tierstore.modelstore.reclaim.removal import Plan, Removing
+from tierstore.modelstore.reclaim.removal import RemovalPlan, Removing
 from tierstore.modelstore.reclaim.rules import Candidate, kept_by
 from tierstore.modelstore.version import Version, version_of, when
 
@@ -158,7 +158,7 @@ class Forgetting:
     def carry_out(self, found: Found, message: str) -> None:
         """Remove what a look found that no rule keeps, unless somebody needs it by now."""
         if found.going:
-            plan = Plan({found.model: sorted(found.going)}, is_by_rules=True)
+            plan = RemovalPlan({found.model: sorted(found.going)}, is_by_rules=True)
             Removing(self._names).carry_out(plan, found.holders, message)
 
     def _kept(

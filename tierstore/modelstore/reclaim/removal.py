@@ -38,7 +38,7 @@ _log = logging.getLogger("tierstore.removal")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RemovalPlan:
     """Versions that are removed together, all or none.
 
     Attributes:
@@ -162,7 +162,7 @@ class Removing:
         self.carry_out(plan, Holders(self._names), note)
         return list(dict.fromkeys(versions))
 
-    def _planned(self, versions: Iterable[Version], *, force: bool) -> Plan:
+    def _planned(self, versions: Iterable[Version], *, force: bool) -> RemovalPlan:
         going: dict[str, set[int]] = {}
         for version in _releases_first(versions):
             if version.variant is not None:
@@ -173,7 +173,7 @@ class Removing:
             going.setdefault(version.model, set()).add(version.number)
         if not force:
             self._refuse_newest(going)
-        return Plan({model: sorted(numbers) for model, numbers in going.items()})
+        return RemovalPlan({model: sorted(numbers) for model, numbers in going.items()})
 
     def purge(self, versions: Iterable[Version], *, force: bool, note: str) -> None:
         """Remove versions for good: those in force all or none, and those that are removed.
@@ -214,14 +214,14 @@ class Removing:
         holders: Holders,
         *,
         force: bool,
-    ) -> Plan:
+    ) -> RemovalPlan:
         if not force:
             self._refuse_newest(going)
         windows = Windows(self._home, self._names.removals)
         for model in going.keys() | late.keys():
             every = {*going.get(model, ()), *late.get(model, ())}
             self._refuse_below(model, every, holders, windows)
-        return Plan({model: sorted(numbers) for model, numbers in going.items()})
+        return RemovalPlan({model: sorted(numbers) for model, numbers in going.items()})
 
     def _refuse_below(
         self, model: str, going: Set[int], holders: Holders, windows: Windows
@@ -274,7 +274,7 @@ class Removing:
                 )
 
     def carry_out(
-        self, plan: Plan, holders: Holders, note: str, action: Removal = "forget"
+        self, plan: RemovalPlan, holders: Holders, note: str, action: Removal = "forget"
     ) -> None:
         """Announce that versions are removed, look who names them, and if nobody does, remove them.
 
@@ -299,14 +299,14 @@ class Removing:
 
     def is_needed(self, version: Version) -> bool:
         """Return whether anything but a reader's lease refuses the removal of a version."""
-        plan = Plan({version.model: [version.number]}, stops_for_readers=False)
+        plan = RemovalPlan({version.model: [version.number]}, stops_for_readers=False)
         try:
             self._look(plan, Holders(self._names))
         except Conflict:
             return True
         return False
 
-    def _look(self, plan: Plan, holders: Holders) -> None:
+    def _look(self, plan: RemovalPlan, holders: Holders) -> None:
         """Raise ``Conflict`` when somebody needs versions of a plan.
 
         Others of equal content whose removal is announced stay in their place: that is stopped.
