@@ -87,7 +87,8 @@ class CopyWriter(Writer):
         wanted = {
             digest: place
             for digest in self._state.order
-            if not self._is_stored(digest) and (place := content.table.find(digest)) is not None
+            if not (self._reuse_indexed(digest) or self._reuse_placed(digest))
+            and (place := content.table.find(digest)) is not None
         }
         deltas_on = dict.fromkeys(base for place in wanted.values() for base in place.bases)
         bases = {
@@ -119,11 +120,8 @@ class CopyWriter(Writer):
             _log.info("%s; its chunks are looked for in the index", error)
             return None
 
-    def _is_stored(self, digest: bytes) -> bool:
-        return super()._is_stored(digest) or self._is_placed(digest)
-
-    def _is_placed(self, digest: bytes) -> bool:
-        """Return whether the layout that is here has a chunk that the index does not know."""
+    def _reuse_placed(self, digest: bytes) -> bool:
+        """Reuse a chunk that the layout here has and the index does not know; tell whether."""
         place = self._known.find(digest) if self._known is not None else None
         if place is None or self._known is None:
             return False

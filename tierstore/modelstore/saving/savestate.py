@@ -85,6 +85,13 @@ class SaveState:
     sources: dict[bytes, SourceChunk] = field(default_factory=dict)
     order: dict[bytes, None] = field(default_factory=dict)
 
+    def claim(self, digest: bytes) -> bool:
+        """Take care of a chunk from now on; return ``False`` if a thread does already."""
+        with self.lock:
+            is_new = digest not in self.claimed
+            self.claimed.add(digest)
+        return is_new
+
     def lose(self, place: ChunkPlace) -> None:
         """Note that a chunk cannot be relied on where it was found; called under ``lock``."""
         self.lost.add(place)

@@ -266,17 +266,16 @@ class Writer:
             plain = memoryview(buffer)[at : at + chunk.plain_bytes]
             at += chunk.plain_bytes
             hashed = hash_plain(plain)
-            stored = self._is_stored(hashed.digest) or self._is_in_base(hashed.digest, chunk)
-            frame = None if stored else self._frame(framing, hashed, plain, chunk)
-            results.append(HashedChunk(hashed.digest, frame))
+            digest = hashed.digest
+            is_new = self._state.claim(digest) and not (
+                self._reuse_indexed(digest) or self._reuse_base(digest, chunk)
+            )
+            frame = self._frame(framing, hashed, plain, chunk) if is_new else None
+            results.append(HashedChunk(digest, frame))
         return EncodedBatch(results, framing.finish())
 
-    def _is_stored(self, digest: bytes) -> bool:
-        state = self._state
-        with state.lock:
-            if digest in state.claimed:
-                return True
-            state.claimed.add(digest)
+    def _reuse_indexed(self, digest: bytes) -> bool:
+        """Reuse a chunk that the index has, with its bases; tell whether it has a fit one."""
         found = self._index.find(digest)
         if found is None:
             return False
@@ -288,8 +287,8 @@ class Writer:
             places.append(below)
         return self._reuse_if_fit(places)
 
-    def _is_in_base(self, digest: bytes, chunk: SourceChunk) -> bool:
-        """Return whether the base version has a chunk that the index does not know."""
+    def _reuse_base(self, digest: bytes, chunk: SourceChunk) -> bool:
+        """Reuse a chunk that the base version has and the index does not know; tell whether."""
         if self._selection is None or chunk.plain_bytes < LEAST_CHUNK_BYTES or not chunk.tensor:
             return False
         places = self._selection.stored(digest)
