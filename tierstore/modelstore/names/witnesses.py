@@ -7,7 +7,7 @@ those who mend a store, or give up what is lost of it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 
@@ -23,13 +23,14 @@ from tierstore.format.keys import (
     seq_of,
     unsegment,
 )
+from tierstore.format.manifest import Member
 from tierstore.format.reflog import LOST_MANIFEST, RefEntry, parse_entry
 from tierstore.ids import Digest
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.loglengths import lengths_before
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.refs import highest_of
-from tierstore.modelstore.names.claims import Claim, claims, pinned
+from tierstore.modelstore.names.claims import Claim, LogName, least_lengths
 from tierstore.modelstore.version import DERIVED_FROM, RELEASED
 
 _PAGE = 256
@@ -47,23 +48,25 @@ class Witnesses:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._manifests: dict[tuple[str, int], set[str]] = {}
-        self._least: dict[tuple[str, str], Claim] = {}
-        self._is_read = False
+        self._least: dict[LogName, Claim] | None = None
 
     def manifests(self, model: str, number: int) -> set[str]:
         """Return the manifests that aliases, rollouts, releases and variants give to a version."""
         self._read()
         return self._manifests.get((model, number), set())
 
-    def least(self, model: str, name: str) -> Claim:
-        """Return how many entries a log must have, and what says so; the number may be 0."""
-        self._read()
-        return self._least.get((model, name), Claim(0, ""))
+    def least(self, model: str, name: str) -> int:
+        """Return how many entries a log must have; it may be 0."""
+        found = self._read().get((segment(model), _segmented(name)))
+        return 0 if found is None else found.number
 
     def logs(self) -> list[tuple[str, str]]:
         """Return the model and the name of each log that must have entries."""
-        self._read()
-        return list(self._least)
+        found = []
+        for model, name in self._read():
+            with suppress(UnicodeDecodeError):  # of no model of ours
+                found.append((unsegment(model), _unsegmented(name)))
+        return found
 
     def lost(self, model: str) -> list[int]:
         """Return which versions of a model have entries that are missing or damaged, rising.
@@ -73,7 +76,7 @@ class Witnesses:
         """
         there = numbers(self._home, model, VERSION_LOG)
         hinted = self._home.log(model).hinted()
-        last = max(highest_of(there), hinted, self.least(model, VERSION_LOG).number)
+        last = max(highest_of(there), hinted, self.least(model, VERSION_LOG))
         there = numbers(self._home, model, VERSION_LOG)
         missing = set(range(1, last + 1)) - there
         return sorted(missing | {one for one in there if one <= last and self._is_bad(model, one)})
@@ -87,48 +90,28 @@ class Witnesses:
             return False
         return False
 
-    def _read(self) -> None:
-        if self._is_read:
-            return
-        self._is_read = True
-        for key, count in lengths_before(self._home.blobs).items():
-            segment_, _, name = key.partition("/")
-            with suppress(UnicodeDecodeError):
-                why = f"there were {count} at the last collection"
-                self._take_in(unsegment(segment_), _unsegmented(name), Claim(count, why))
-        for model in self._home.models():
-            self._of_model(model)
-        for pin in Pins(self._home.blobs).active():
-            if (found := pinned(pin.ref)) is not None:
-                self._take_in(found[0], VERSION_LOG, Claim(found[1], f"pin of {pin.who}"))
+    def _read(self) -> dict[LogName, Claim]:
+        if self._least is None:
+            blobs, models = self._home.blobs, self._home.models()
+            before, pins = lengths_before(blobs), Pins(blobs).active()
+            self._least = least_lengths(before, self._logs(models), self._members(models), pins)
+        return self._least
 
-    def _take_in(self, model: str, name: str, one: Claim) -> None:
-        known = self._least.get((model, name))
-        if known is None or one.number > known.number:
-            self._least[model, name] = one
-
-    def _say(self, model: str, number: int, manifest: str, why: str) -> None:
+    def _say(self, model: str, number: int, manifest: str) -> None:
         if manifest != LOST_MANIFEST:
             self._manifests.setdefault((model, number), set()).add(manifest)
-        self._take_in(model, VERSION_LOG, Claim(number, why))
 
-    def _of_model(self, model: str) -> None:
-        logs = [REMOVED_LOG]
-        logs += [ALIASES + alias for alias in self._home.aliases(model)]
-        logs += [VARIANTS + variant for variant in self._home.variants(model)]
-        for name in logs:
-            entries = list(readable_entries(self._home, model, name))
-            if entries:
-                self._take_in(model, VERSION_LOG, Claim(1, "another log of it"))
-            for one in claims(_segmented(name), entries):
-                self._take_in(model, VERSION_LOG, one)
-            for entry in entries:
-                self._of_entry(model, name, entry)
-        if self._has_releases(model):
-            for entry in readable_entries(self._home, model, VERSION_LOG):
-                if entry.manifest is not None:
-                    release = f"release {model}@{entry.seq}"
-                    self._of_release(release, Digest.from_hex(entry.manifest))
+    def _logs(self, models: Sequence[str]) -> Iterator[tuple[LogName, Sequence[RefEntry]]]:
+        """Yield all logs but those of versions, and take note of the manifests that they name."""
+        for model in models:
+            names = [REMOVED_LOG]
+            names += [ALIASES + alias for alias in self._home.aliases(model)]
+            names += [VARIANTS + variant for variant in self._home.variants(model)]
+            for name in names:
+                entries = list(readable_entries(self._home, model, name))
+                for entry in entries:
+                    self._of_entry(model, name, entry)
+                yield (segment(model), _segmented(name)), entries
 
     def _has_releases(self, model: str) -> bool:
         """Return whether a name is that of releases: none ever holds versions of both kinds."""
@@ -140,19 +123,28 @@ class Witnesses:
     def _of_entry(self, model: str, name: str, entry: RefEntry) -> None:
         if name.startswith(ALIASES):
             if entry.version is not None and entry.manifest is not None:
-                self._say(model, entry.version, entry.manifest, name)
+                self._say(model, entry.version, entry.manifest)
             if entry.rollout is not None:
-                self._say(model, entry.rollout.version, entry.rollout.manifest, name)
+                self._say(model, entry.rollout.version, entry.rollout.manifest)
         elif name.startswith(VARIANTS) and entry.version is not None and entry.manifest is not None:
             with suppress(*_Unread, InvalidName):
                 for one in self._home.manifest(Digest.from_hex(entry.manifest)).lineage:
                     if one.relation == DERIVED_FROM:
-                        self._say(model, entry.version, one.digest.hex(), name)
+                        self._say(model, entry.version, one.digest.hex())
 
-    def _of_release(self, release: str, digest: Digest) -> None:
-        with suppress(*_Unread):
-            for member in self._home.manifest(digest).members or ():
-                self._say(member.model, member.version, member.manifest.hex(), release)
+    def _members(self, models: Sequence[str]) -> Iterator[Member]:
+        """Yield the members of all releases, and take note of their manifests."""
+        for model in models:
+            if not self._has_releases(model):
+                continue
+            for entry in readable_entries(self._home, model, VERSION_LOG):
+                found: Sequence[Member] = ()
+                if entry.manifest is not None:
+                    with suppress(*_Unread):
+                        found = self._home.manifest(Digest.from_hex(entry.manifest)).members or ()
+                for member in found:
+                    self._say(member.model, member.version, member.manifest.hex())
+                    yield member
 
 
 def readable_entries(

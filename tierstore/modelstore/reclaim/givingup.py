@@ -97,7 +97,7 @@ class GivingUp:
     def _lost_of(self, model: str, variant: str) -> list[int]:
         name = VARIANTS + variant
         log, there = self._home.log(model, name), numbers(self._home, model, name)
-        last = max(highest_of(there), log.hinted(), self._witnesses.least(model, name).number)
+        last = max(highest_of(there), log.hinted(), self._witnesses.least(model, name))
         if last - len(there) > MOST_MISSING:
             raise Damaged(
                 f"of the {last} entries of the log of {model}@+{variant} {last - len(there)} or so "

@@ -37,6 +37,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import chain
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
@@ -54,7 +55,7 @@ from tierstore.modelstore.home.retention import NONE_OVER, Over, SetRetentions
 from tierstore.modelstore.names.aliaslog import Meant, current, goes_back_to, meant_since
 from tierstore.modelstore.names.claims import pinned
 from tierstore.modelstore.names.removed import PURGE, Removed, apply_removal, window_end_s
-from tierstore.modelstore.reclaim.evidence import Evidence, lengths, note_pins, orphaned
+from tierstore.modelstore.reclaim.evidence import lengths, lost_entries, orphaned
 from tierstore.modelstore.reclaim.lostlogs import LostEntries, refuse_lost
 from tierstore.modelstore.reclaim.reflogs import Log, RefLogs
 from tierstore.modelstore.reclaim.report import end_text
@@ -218,12 +219,8 @@ class Roots:
     def _lost(
         self, logs: Sequence[Log], pins: Sequence[PinnedVersion], before: Mapping[str, int]
     ) -> tuple[list[LostEntries], list[str]]:
-        evidence = Evidence(logs, before)
-        for members in self._members.values():
-            for one in members:
-                evidence.names(one.model, one.version, "a release")
-        note_pins(pins, evidence)
-        return evidence.lost(), orphaned(pins, logs)
+        members = chain.from_iterable(self._members.values())
+        return lost_entries(logs, before, members, pins), orphaned(pins, logs)
 
     @staticmethod
     def _versions(log: Log, now: _Now, found: Found) -> None:

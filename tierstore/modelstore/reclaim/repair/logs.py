@@ -75,8 +75,7 @@ class LogRepair:
         prefix = keys.ref_prefix(model, name)
         hint, hinted = self._hint(prefix)
         there = numbers(self._home, model, name)
-        least = self._witnesses.least(model, name)
-        last = max(highest_of(there), hinted, least.number)
+        last = max(highest_of(there), hinted, self._witnesses.least(model, name))
         if not last:
             return
         if last - len(there) > MOST_MISSING:
