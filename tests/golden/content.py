@@ -157,6 +157,36 @@ def small_tensors(seed: str) -> dict[str, Tensor]:
     }
 
 
+def service_models() -> dict[str, list[dict[str, Tensor]]]:
+    """The versions that the golden store of a store in service had, by model.
+
+    Those of ``first`` share a tensor.
+    """
+
+    def tiny(seed: str) -> dict[str, Tensor]:
+        return {"own": Tensor("U8", (4, 300), stream(f"service {seed}", 1200))}
+
+    shared = {"shared": Tensor("U8", (900,), stream("service shared", 900))}
+    return {
+        "kept": [small_tensors("kept"), tiny("kept 2")],
+        "gone": [tiny("gone")],
+        "first": [tiny("first 1") | shared, tiny("first 2") | shared],
+        "secret": [tiny("secret 1"), tiny("secret 2")],
+    }
+
+
+def service_versions() -> dict[str, dict[str, Tensor]]:
+    """The versions that are left in it, by reference, but for the variant."""
+    kept, first, secret = (service_models()[model] for model in ("kept", "first", "secret"))
+    return {
+        "kept@1": kept[0],
+        "kept@2": kept[1],
+        "first@2": first[1],
+        "again@1": first[0],
+        "secret@2": secret[1],
+    }
+
+
 def versions() -> dict[str, dict[str, bytes]]:
     """The files of every version that the golden store has, by reference."""
 
@@ -247,6 +277,10 @@ def expected() -> dict[str, Any]:
         tensors = small_tensors(f"removed {number}")
         files[f"removed@{number}"] = {"model.safetensors": file_of(tensors, None)}
     files["quarantined@1"] = {"model.safetensors": file_of(small_tensors("quarantined"), None)}
+    files |= {
+        ref: {"model.safetensors": file_of(tensors, None)}
+        for ref, tensors in service_versions().items()
+    }
     return {
         ref: {path: sha256(data) for path, data in sorted(own.items())}
         for ref, own in files.items()

@@ -5,15 +5,17 @@
 ``v1`` is a store of format 1 with one of everything but patches, which ``patches`` has, and proofs,
 which ``proofs`` has; ``future`` holds stores that this version must refuse; ``quarantine`` has a
 damaged pack that is marked, and the moves that heal it; ``removed`` has removed versions, and what
-is set about them; ``merged`` has a merged segment of the index. Those that are not named stay as
-they are.
+is set about them; ``merged`` has a merged segment of the index; ``service`` has what tiers,
+nodes, collections and purges write (``service.py``). Those that are not named stay as they are.
 Packs are named by random bytes, so two runs write different stores with the same content.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -21,7 +23,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import tierstore
-from tests.golden import content
+from tests.golden import content, service
 from tierstore import Dense, Elements, Rows, codecs
 from tierstore.blobs.base import BlobStore
 from tierstore.format.checks import digest_of, xxh3
@@ -49,17 +51,15 @@ from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.segments import merge_tables, parse_any_segment, seal_merged
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
-from tierstore.modelstore.home import leases, quarantine, refs
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.loading.arrays import ArrayBytes
-from tierstore.modelstore.reclaim import retention
 from tierstore.wiring import open_blobs
 
 HERE = Path(__file__).parent
 STORE, FUTURE, PATCHES = HERE / "v1", HERE / "future", HERE / "patches"
 PROOFS, QUARANTINED, REMOVED = HERE / "proofs", HERE / "quarantine", HERE / "removed"
-MERGED = HERE / "merged"
+MERGED, SERVICE = HERE / "merged", HERE / "service"
 SUMS, EXPECTED = HERE / "SHA256SUMS.json", HERE / "expected.json"
 
 
@@ -68,8 +68,8 @@ def main(names: list[str]) -> None:
         sys.exit(f"name the stores to write: {', '.join(MAKERS)}")
     if not codecs.native_info().built:
         sys.exit("the golden store needs frames of the native kernels: build them first")
-    for module in (refs, leases, quarantine, retention):
-        vars(module)["whoami"] = lambda: "golden@example.org"
+    os.environ["LOGNAME"] = "golden"
+    socket.gethostname = lambda: "example.org"
     for name in names:
         shutil.rmtree(HERE / name, ignore_errors=True)
         MAKERS[name]()
@@ -426,6 +426,7 @@ MAKERS = {
     "quarantine": _save_quarantined,
     "removed": _save_removed,
     "merged": _save_merged,
+    "service": lambda: service.make(SERVICE),
 }
 """What writes each golden store, by the name of its folder."""
 

@@ -7,16 +7,20 @@ them, ``SHA256SUMS.json`` holds them to that.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 import tierstore
-from tests.golden import content
+from tests.golden import content, service
 from tests.golden.make import (
     EXPECTED,
     FUTURE,
@@ -26,15 +30,20 @@ from tests.golden.make import (
     PROOFS,
     QUARANTINED,
     REMOVED,
+    SERVICE,
     STORE,
     SUMS,
     sums,
 )
 from tierstore import Dense, codecs
-from tierstore.errors import NotFound, UnsupportedFormat
+from tierstore.errors import NotFound, OtherHome, UnsupportedFormat
 from tierstore.format import proof
 from tierstore.format.dtypes import numpy_dtype
+from tierstore.format.heat import CHUNK, PACK, heat_entries, heat_key, parse_heat
+from tierstore.format.keys import pack_key
+from tierstore.format.reflog import Action, RefEntry
 from tierstore.format.retention import Rules
+from tierstore.format.sealed import Kind, unseal_body
 from tierstore.format.segments import parse_any_segment
 from tierstore.modelstore.store import Store
 
@@ -156,14 +165,14 @@ def test_a_damaged_pack_whose_chunks_were_stored_again(tmp_path: Path) -> None:
             assert array.tobytes() == tensors[name].data, name
 
 
+def is_whole(store: Store, ref: str) -> bool:
+    """Whether a version has the bytes that it was made with."""
+    data = store.load(ref).read_file("model.safetensors")
+    return content.sha256(data) == json.loads(EXPECTED.read_text())[ref]["model.safetensors"]
+
+
 def test_removed_versions(tmp_path: Path) -> None:
     shutil.copytree(REMOVED, tmp_path / "store")
-    recorded = json.loads(EXPECTED.read_text())
-
-    def is_whole(store: Store, ref: str) -> bool:
-        data = store.load(ref).read_file("model.safetensors")
-        return content.sha256(data) == recorded[ref]["model.safetensors"]
-
     with tierstore.open(tmp_path / "store") as store:
         assert store.models() == ["removed", "short"]
         assert [version.number for version in store.versions("removed")] == [3, 2]
@@ -200,6 +209,95 @@ def test_a_merged_segment_of_the_index(tmp_path: Path) -> None:
         assert len(segment.replaces) == 2
         assert any(place.bases for place in segment.table)
         assert store.check(read_data=True).findings == []
+
+
+@pytest.fixture
+def in_service(tmp_path: Path) -> Iterator[tierstore.Store]:
+    """A copy of the golden store of a store in service, all of whose files are as old."""
+    folder = shutil.copytree(SERVICE, tmp_path / "store")
+    now_s = time.time()  # a checkout may have written them in any order
+    for path in folder.rglob("*"):
+        os.utime(path, (now_s, now_s))
+    with service.opened(folder, tmp_path) as store:
+        yield store
+
+
+def test_what_tiers_nodes_and_rollouts_wrote(in_service: tierstore.Store) -> None:
+    store = in_service
+    [warm] = store.tiers()
+    assert (warm.url, warm.size, warm.options) == (
+        "file:///golden/warm", 1 << 30, {"min_heat": "0.5"}
+    )  # fmt: skip
+    heat = parse_heat(store._parts.home.blobs.get(heat_key("golden")), "heat of golden")
+    assert Counter(kind for kind, _ in heat_entries(heat)) == {CHUNK: 3, PACK: 1}
+    for ref in content.service_versions():
+        assert is_whole(store, ref), ref
+    assert store.load("kept@1+int8-row", dequantize=True)["w"].shape == (60, 100)
+    assert [str(one) for one in store.releases.get("set@prod").members.values()] == [
+        "first@2", "kept@1",
+    ]  # fmt: skip
+    assert store.load("kept@release:set").version.number == 1
+    [rollout] = store.rollouts.running()
+    assert (rollout.old.number, rollout.new.number, rollout.percent) == (1, 2, 50.0)
+    assert [one.values for one in rollout.gates] == [("11.5", "11.5")]
+    assert [one.action for one in store.history("kept", "prod")] == [
+        "start", "rollback", "finish", "step", "start", "abort", "resume", "pause", "start", "set",
+    ]  # fmt: skip
+    assert {(pin.ref, pin.roles) for pin in store.pins.active()} == {
+        ("kept@1", ("hot",)), ("rollout of kept@prod", ("hot", "warm")),
+    }  # fmt: skip
+    [finding] = store.check(read_data=True).findings
+    assert (finding.severity, finding.what) == (
+        "garbage", "a condemned pack: 'tierstore gc' deletes it"
+    )  # fmt: skip
+
+
+def test_what_was_purged_and_what_is_left_of_that(in_service: tierstore.Store) -> None:
+    """A purge that is done, and one that goes on once this home may delete in the tier."""
+    store = in_service
+    assert [(str(one.version), one.message, one.is_purged) for one in store.deleted()] == [
+        ("first@1", "request 7", True),
+        ("gone@1", "not needed", False),
+        ("secret@1", "while a save runs", True),
+    ]
+    for ref in ("first@1", "gone@1", "secret@1"):
+        with pytest.raises(NotFound, match=rf"{ref} was .* by golden@example.org"):
+            store.load(ref)
+    with pytest.raises(NotFound):  # it was collected
+        store.undelete("gone@1")
+    done, waiting = store.purges.receipt("first@1"), store.purges.receipt("secret@1")
+    assert (done.is_done, done.chunks, done.shared_chunks) == (True, 2, 1)
+    assert not waiting.is_done
+    [left] = waiting.left
+    warm = Path(store.url.removeprefix("file://")).parent / "warm"
+    pack = warm / pack_key(bytes.fromhex(left.pack))
+    assert pack.exists()
+    assert {one.node: one.gone_reason for one in waiting.nodes if one.gone} == {
+        "retired": "its disk was shredded"
+    }
+    with pytest.raises(OtherHome, match=r"that golden@example.org had at file:///golden/home"):
+        store.reclaim.run()
+    assert store.reclaim.take_over() == ["warm"]
+    store.purges.run()
+    assert store.purges.receipt("secret@1").is_done
+    assert not pack.exists()
+    store.reclaim.run(window=timedelta(0), grace=timedelta(0))
+    for ref in content.service_versions():
+        assert is_whole(store, ref), ref
+    assert store.check(read_data=True).findings == []
+
+
+def test_every_kind_of_object_is_in_a_golden_store() -> None:
+    """A kind, or an action of a log, that is new comes with a golden store that has it."""
+    kinds, actions = set(), set()
+    for name in sums():
+        data = (HERE / name).read_bytes()
+        if data.startswith(b"TSOB"):
+            kinds.add(Kind(data[4]))
+            if data[4] == Kind.REF:
+                actions.add(unseal_body(Kind.REF, data, RefEntry, name).action)
+    assert kinds == set(Kind)
+    assert actions == set(get_args(Action))
 
 
 def test_the_files_are_those_that_were_frozen() -> None:
