@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from tests.between import close_stores, give_back, open_stores, stores_noted
 from tierstore.serving.hub.memory import few_arenas
@@ -34,6 +34,10 @@ _large: list[str] = []
 _KEPT = {"database": None} if _WORKER else {}
 settings.register_profile("ci", deadline=None, max_examples=60, print_blob=True, **_KEPT)
 settings.register_profile("quick", settings.get_profile("ci"), max_examples=10)
+settings.register_profile(  # one counterexample is enough: "tests/mutations.py"
+    "unshrunk", settings.get_profile("ci"),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)  # fmt: skip
 settings.register_profile(
     "thorough", settings.get_profile("ci"), max_examples=600,
     suppress_health_check=[HealthCheck.too_slow],

@@ -7,6 +7,9 @@
 NAME is a part of a mutation's name; without any, all are run. Prints what became of each, and ends
 with 1 unless every one was killed. The checkout itself is not touched.
 
+Tests run in forks of one process that has them loaded (``tests/mutation_forks.py``), which is fast.
+What is not killed there for certain a process of its own judges.
+
 A mutation that does not apply any more says so: the guarded code has changed, and
 ``tests/mutation_list.py`` must be changed with it.
 """
@@ -24,13 +27,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 from xml.etree import ElementTree
 
+from tests.mutation_forks import Exchange, Forks
 from tests.mutation_list import MUTATIONS, Mutation
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +46,8 @@ _BROKEN = ("SyntaxError", "ImportError", "ModuleNotFoundError", "NameError", "In
 """Errors that say that the mutated code does not run at all, and nothing of a guard."""
 
 Status = Literal["killed", "SURVIVED", "did not apply", "broken"]
+Verdict = tuple[Status, str]
+"""A status, and why it is not ``killed``."""
 
 
 @dataclass(frozen=True)
@@ -102,17 +109,22 @@ def mutated(mutation: Mutation, root: Path = ROOT) -> str:
 
 
 class Copy:
-    """A copy of package and tests in a directory of its own, in which tests are run."""
+    """A copy of package and tests in a directory of its own, in which tests are run.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    Args:
+        root: The directory.
+        source: What is copied from.
+        timeout_s: After so many seconds tests that have not ended are taken for not run.
+    """
+
+    def __init__(self, root: Path, source: Path = ROOT, timeout_s: float = _RUN_TIMEOUT_S) -> None:
+        self.root, self._timeout_s = root, timeout_s
         ignored = shutil.ignore_patterns("__pycache__", ".mypy_cache")
         for name in _COPIED:
-            source = ROOT / name
-            if source.is_dir():
-                shutil.copytree(source, root / name, ignore=ignored)
+            if (source / name).is_dir():
+                shutil.copytree(source / name, root / name, ignore=ignored)
             else:
-                shutil.copy(source, root / name)
+                shutil.copy(source / name, root / name)
         # compiled files that are told from their source by its content: a mutation that is as long
         # as the original, and as young, is seen
         compileall.compile_dir(
@@ -123,69 +135,150 @@ class Copy:
         self._environment = os.environ | {
             "PYTHONPATH": str(root),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "HYPOTHESIS_PROFILE": "unshrunk",
         }
         asked = [sys.executable, "-c", "import tierstore; print(tierstore.__file__)"]
         found = self._run(asked).stdout.strip()
         if Path(found).parent != root / "tierstore":
             raise RuntimeError(f"tests in {root} would import {found}, and not the copy there")
+        self._forks = Forks(root, self._environment, timeout_s)
+        self._passed: set[str] = set()
+        """Tests that pass in a fork without a mutation."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._forks.close()
 
     def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command, cwd=self.root, env=self._environment, capture_output=True, text=True,
-            check=False, timeout=_RUN_TIMEOUT_S,
+            check=False, timeout=self._timeout_s,
         )  # fmt: skip
 
-    def tested(self, tests: Iterable[str]) -> tuple[dict[str, Ran], str]:
-        """Run tests; what became of each, by its id without parameters, and what pytest printed."""
-        report = self.root / "report.xml"
-        report.unlink(missing_ok=True)
-        done = self._run([
-            sys.executable, "-m", "pytest", "-q", "--no-header", "--tb=short",
-            "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:rerunfailures",
-            "-p", "no:schemathesis", "-p", "no:anyio",
-            f"--timeout={_TEST_TIMEOUT_S}", f"--junitxml={report}",
-            *(f"tests/{test}" for test in tests),
-        ])  # fmt: skip
+    def run(self, mutation: Mutation) -> Outcome:
+        """Apply one mutation, run its tests, and take it back."""
+        began = time.monotonic()
+        verdict: Verdict
+        try:
+            text = mutated(mutation, self.root)
+        except (DoesNotApply, SyntaxError) as error:
+            verdict = "did not apply", str(error)
+        else:
+            verdict = self._tried(mutation, text)
+        seconds = round(time.monotonic() - began, 1)
+        return Outcome(mutation.name, mutation.promise, mutation.tests, *verdict, seconds)
+
+    def _tried(self, mutation: Mutation, text: str) -> Verdict:
+        """Try a mutation in a fork; in a process of its own if it is not killed there for certain.
+
+        A test that does not pass without the mutation says nothing when it fails.
+        """
+        if self._pass_in_a_fork(mutation.tests):
+            found = self._in_a_fork(mutation.tests, mutation.file, text)
+            verdict = _verdict(mutation, found, "")
+            if verdict[0] == "killed":
+                return verdict
+        else:
+            found, output = self._in_a_process(mutation.tests)
+            if (bad := _first_bad(mutation.tests, found)) is not None:
+                return "broken", f"without the mutation {bad} does not pass:\n{output[-2000:]}"
+        with self._written(mutation.file, text):
+            return _verdict(mutation, *self._in_a_process(mutation.tests))
+
+    def _pass_in_a_fork(self, tests: Iterable[str]) -> bool:
+        """Whether tests pass there without a mutation; of those that did it is known."""
+        new = [test for test in tests if test not in self._passed]
+        if new and _first_bad(new, self._in_a_fork(new)) is None:
+            self._passed.update(new)
+        return self._passed.issuperset(tests)
+
+    @contextmanager
+    def _written(self, file: str, text: str) -> Iterator[None]:
+        """Give a module another text, for the block."""
+        path = self.root / "tierstore" / file
+        before = path.read_text()
+        path.write_text(text)
+        try:
+            yield
+        finally:
+            path.write_text(before)
+
+    def _in_a_fork(
+        self, tests: Sequence[str], file: str | None = None, text: str = ""
+    ) -> dict[str, Ran]:
+        """Run tests in a child of a process that has them loaded, with another text of a module.
+
+        The file has it as well: modules that are imported late and other programs are of it.
+        """
+        options, ids = self._arguments(tests)
+        if file is None:
+            return self._read(self._forks.run(options, ids))
+        path = self.root / "tierstore" / file
+        name = ".".join(("tierstore", *Path(file).with_suffix("").parts))
+        exchange = Exchange(name.removesuffix(".__init__"), str(path), path.read_text(), text)
+        with self._written(file, text):
+            return self._read(self._forks.run(options, ids, exchange))
+
+    def _in_a_process(self, tests: Sequence[str]) -> tuple[dict[str, Ran], str]:
+        """Run tests in a process of their own; what became of them, and what pytest printed."""
+        options, ids = self._arguments(tests)
+        try:
+            done = self._run([sys.executable, "-m", "pytest", *options, *ids])
+        except subprocess.TimeoutExpired as error:
+            return {}, str(error)
+        return self._read(done.returncode), done.stdout + done.stderr
+
+    @property
+    def _report(self) -> Path:
+        return self.root / "report.xml"
+
+    def _arguments(self, tests: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Return the options of pytest, and the ids of tests as it takes them."""
+        options = [
+            "-q", "--no-header", "--tb=short", "-o", "addopts=", "-p", "no:cacheprovider",
+            "-p", "no:rerunfailures", "-p", "no:schemathesis", "-p", "no:anyio",
+            f"--timeout={_TEST_TIMEOUT_S}", f"--basetemp={self.root / 'tmp'}",
+            f"--junitxml={self._report}",
+        ]  # fmt: skip
+        if len(tests) == 1:  # one case that fails is enough
+            options.append("-x")
+        return options, [f"tests/{test}" for test in tests]
+
+    def _read(self, exit_code: int) -> dict[str, Ran]:
+        """Return what became of tests by their ids without parameters, as pytest reported it."""
         found: dict[str, Ran] = {}
-        if done.returncode in (0, 1):  # else there were no tests to run, or it was ended
-            for case in ElementTree.parse(report).iter("testcase"):
+        if exit_code in (0, 1) and self._report.exists():  # else no tests were run, or not all
+            for case in ElementTree.parse(self._report).iter("testcase"):
                 path = case.get("classname", "").removeprefix("tests.").replace(".", "/")
                 name = _without_parameters(case.get("name", ""))
                 ran = found.setdefault(f"{path}.py::{name}", Ran())
                 ran.failures += [one.get("message", "") for one in case.iter("failure")]
                 ran.errors += [one.get("message", "") for one in case.iter("error")]
-        return found, done.stdout + done.stderr
+            self._report.unlink()  # the next run may end before it writes one
+        return found
 
-    def run(self, mutation: Mutation) -> Outcome:
-        """Apply one mutation, run its tests, and take it back."""
-        began = time.monotonic()
-        status: Status
-        try:
-            text = mutated(mutation)
-        except (DoesNotApply, SyntaxError) as error:
-            status, detail = "did not apply", str(error)
-        else:
-            path = self.root / "tierstore" / mutation.file
-            before = path.read_text()
-            path.write_text(text)
-            try:
-                status, detail = self._verdict(mutation)
-            finally:
-                path.write_text(before)
-        seconds = round(time.monotonic() - began, 1)
-        return Outcome(mutation.name, mutation.promise, mutation.tests, status, detail, seconds)
 
-    def _verdict(self, mutation: Mutation) -> tuple[Status, str]:
-        found, output = self.tested(mutation.tests)
-        for test in mutation.tests:
-            ran = found.get(_without_parameters(test))
-            if ran is None or ran.errors:
-                return "broken", f"{test} did not get to its call:\n{output[-2000:]}"
-            if not ran.failures:
-                return "SURVIVED", f"{test} passed"
-            if all(message.startswith(_BROKEN) for message in ran.failures):
-                return "broken", f"{test}: {ran.failures[0]}"
-        return "killed", ""
+def _verdict(mutation: Mutation, found: Mapping[str, Ran], output: str) -> Verdict:
+    for test in mutation.tests:
+        ran = found.get(_without_parameters(test))
+        if ran is None or ran.errors:
+            return "broken", f"{test} did not get to its call:\n{output[-2000:]}"
+        if not ran.failures:
+            return "SURVIVED", f"{test} passed"
+        if all(message.startswith(_BROKEN) for message in ran.failures):
+            return "broken", f"{test}: {ran.failures[0]}"
+    return "killed", ""
+
+
+def _first_bad(tests: Iterable[str], found: Mapping[str, Ran]) -> str | None:
+    """Return the first test of which a case did not pass, or none was run."""
+    for test in tests:
+        ran = found.get(_without_parameters(test))
+        if ran is None or ran.failures or ran.errors:
+            return test
+    return None
 
 
 def _without_parameters(test: str) -> str:
@@ -193,26 +286,16 @@ def _without_parameters(test: str) -> str:
 
 
 def run_all(mutations: list[Mutation], jobs: int) -> list[Outcome]:
-    """Run ``mutations``, ``jobs`` of them at a time; their outcomes in the same order.
-
-    All their tests are run without any mutation first: of one that does not pass then, no failure
-    says anything.
-    """
-    with tempfile.TemporaryDirectory(prefix="tierstore-mutations-") as folder:
+    """Run ``mutations``, ``jobs`` of them at a time; their outcomes in the same order."""
+    with (
+        tempfile.TemporaryDirectory(prefix="tierstore-mutations-") as folder,
+        ExitStack() as copies,
+    ):
         free: queue.SimpleQueue[Copy] = queue.SimpleQueue()
         for number in range(min(jobs, len(mutations))):
-            free.put(Copy(Path(folder, str(number)).resolve()))
-        first = free.get()
-        tests = dict.fromkeys(test for mutation in mutations for test in mutation.tests)
-        found, output = first.tested(tests)
-        passed = {test for test, ran in found.items() if not ran.failures and not ran.errors}
-        free.put(first)
+            free.put(copies.enter_context(Copy(Path(folder, str(number)).resolve())))
 
         def run(mutation: Mutation) -> Outcome:
-            bad = [test for test in mutation.tests if _without_parameters(test) not in passed]
-            if bad:
-                why = f"without the mutation {bad[0]} does not pass:\n{output[-2000:]}"
-                return Outcome(mutation.name, mutation.promise, mutation.tests, "broken", why, 0.0)
             copy = free.get()
             try:
                 outcome = copy.run(mutation)
