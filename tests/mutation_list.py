@@ -5311,7 +5311,7 @@ _REMOVAL = (
         "SPEC 9.1: What is damaged of a removed version is damage until a collection took it.",
         "modelstore/names/removed.py",
         "certain_now_s(self._home.blobs), read_over(self._home.blobs)",
-        "certain_now_s(self._home.blobs), Over()",
+        "certain_now_s(self._home.blobs), type(read_over(self._home.blobs))()",
         (
             "integration/test_check_removed.py::"
             "test_once_a_collection_took_a_window_for_over_nothing_of_it_is_damage",
@@ -5337,8 +5337,16 @@ _REMOVAL = (
         ("integration/test_check_removed.py::test_damaged_data_of_a_removed_version_is_found",),
     ),
     Mutation(
-        "damage-of-what-may-be-gone",
+        "needed-by-what-may-be-gone",
         "SPEC 9.1: Nothing of a removed version is damage once its window is over.",
+        "modelstore/care/check_users.py",
+        "            elif version not in expired:",
+        "            else:",
+        ("integration/test_check_meanwhile.py::test_what_may_be_gone_meanwhile_is_no_damage",),
+    ),
+    Mutation(
+        "damage-of-what-may-be-gone",
+        "SPEC 9.1: A check looks at a removed version as long as its window lasts.",
         "modelstore/care/check_removed.py",
         "        gone = not name.startswith(ALIASES) and entry.version in self._expired",
         "        gone = False",
@@ -7536,7 +7544,10 @@ _WAYS = (
         "modelstore/saving/writer.py",
         "self._heal(self._healing.lost_in(table, self._state.order), table)",
         "self._heal(self._healing.lost_in(table, self._state.order))",
-        ("integration/test_check_ways.py::test_a_save_of_that_content_heals_it",),
+        (
+            "integration/test_check_ways.py::"
+            "test_a_save_stores_nothing_again_that_its_layout_leads_to",
+        ),
     ),
     Mutation(
         "check-mourns-bases-of-none",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from tests.integration.kit import MIB, settings, tensors
 from tests.integration.test_collector import CHANGES, collect, packs, packs_of
 from tests.integration.test_collector_schedules import tuned, weights
+from tests.integration.test_quarantine import flip, places
 from tierstore import Rows
 from tierstore.blobs.base import BlobStore, RangeRead
 from tierstore.blobs.memory import MemoryStore
@@ -68,6 +70,24 @@ def test_what_is_collected_meanwhile_is_no_damage(
     assert own not in packs(blobs), "the collector did not run while the check did"
     assert not report.damaged, report.findings
     assert report.quarantined == []
+
+
+def test_what_may_be_gone_meanwhile_is_no_damage(
+    store: Store, blobs: MemoryStore, cache: Path
+) -> None:
+    enable(store._parts.home, wait_s=0)
+    for number in range(1, 4):
+        store.save("m", tensors(number), base=None)
+    [place, *_] = places(store, "m@2", "emb")
+
+    def act() -> None:
+        store.remove("m@2")
+        store.retention.set("m", window=timedelta(0))
+        flip(blobs, place)
+
+    with Store(before_packs_are_read(blobs, act), settings(cache)) as other:
+        report = other.check(read_data=True)
+    assert not report.damaged, report.findings
 
 
 def test_a_store_that_begins_to_reclaim_meanwhile(

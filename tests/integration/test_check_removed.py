@@ -89,9 +89,10 @@ def test_once_the_window_is_over_nothing_of_it_is_damage(store: Store, blobs: Me
     [place, *_] = places(store, "m@2", "emb")
     manifest = version_key(store.resolve("m@2").digest)
     store.remove("m@2")
+    store.retention.set("m", window=timedelta(0))
+    assert store.check().versions == 2, "it is not looked at"
     flip(blobs, place)
     spoil(blobs, manifest, flipped(-1))
-    store.retention.set("m", window=timedelta(0))
     report = store.check(read_data=True)
     assert (report.findings, report.quarantined) == ([], [])
 

@@ -16,7 +16,7 @@ from tests.integration.test_collector_schedules import tuned, weights
 from tests.integration.test_quarantine import flip
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Damaged, NotFound
-from tierstore.format.keys import MOVES, layout_key, move_key, pack_key
+from tierstore.format.keys import MOVES, PACKS, layout_key, move_key, pack_key
 from tierstore.format.layout import Move
 from tierstore.format.pack import PackBuilder
 from tierstore.format.sealed import Kind, seal_body
@@ -86,33 +86,56 @@ def test_a_repair_heals_it_from_another_pack(store: Store, blobs: MemoryStore) -
     assert store.repair().objects == []
 
 
-@pytest.mark.parametrize("beside", ["a", "z"])
-def test_a_repair_heals_it_whatever_other_layouts_lead_there(
-    blobs: MemoryStore, cache: Path, beside: str
-) -> None:
-    """The layout of the version beside it has the base, and is read before or after it."""
-    both = {**TUNED, **{f"base.{name}": array for name, array in BASE.items()}}
+BOTH = {**TUNED, **{f"base.{name}": array for name, array in BASE.items()}}
+
+
+def with_another_layout(blobs: MemoryStore, cache: Path, beside: str) -> bytes:
+    """Make such a store, in which a model ``beside`` has the bases as well; return the lost pack.
+
+    Its layout names that pack too.
+    """
     alone = MemoryStore("alone")
     with created(alone, cache / "alone") as other:
         digest = other.save("m", TUNED, base=None).digest
         [gone] = packs_of(other, "m")
-        digests = [digest, other.save(beside, both, base=None).digest]
+        digests = [digest, other.save(beside, BOTH, base=None).digest]
         bases = packs_of(other, beside) - {gone}
     with created(blobs, cache) as store:
         store.save("m", BASE, base=None)
         assert store.save("m", TUNED, base="m@1").digest == digest
         [deltas] = packs_of(store, "m@2") - packs_of(store, "m@1")
-        store.save(beside, both, base=None)
+        store.save(beside, BOTH, base=None)
         keys = [*map(pack_key, bases), *map(layout_key, digests)]
         for key in keys:
             blobs.put(key, alone.get(key))
         lead(blobs, gone, deltas)
+    return gone
+
+
+@pytest.mark.parametrize("beside", ["a", "z"])
+def test_a_repair_heals_it_whatever_other_layouts_lead_there(
+    blobs: MemoryStore, cache: Path, beside: str
+) -> None:
+    """The layout of the version beside it has the base, and is read before or after it."""
+    gone = with_another_layout(blobs, cache, beside)
     with opened(blobs, cache / "again") as store:
-        equal(store.load(beside).load(), both)
+        equal(store.load(beside).load(), BOTH)
         [done] = store.repair().objects
         assert (done.outcome, done.key) == ("repaired", pack_key(gone))
         equal(store.load("m@2").load(), TUNED)
         assert not store.check().damaged
+
+
+def test_a_save_stores_nothing_again_that_its_layout_leads_to(
+    blobs: MemoryStore, cache: Path
+) -> None:
+    """The move leads to deltas whose bases are where the layout places them."""
+    with_another_layout(blobs, cache, "z")
+    with opened(blobs, cache / "again") as store:
+        before = {info.key for prefix in (MOVES, PACKS) for info in blobs.list(prefix)}
+        store.save("z", BOTH, base=None)
+        assert {info.key for prefix in (MOVES, PACKS) for info in blobs.list(prefix)} == before
+        equal(store.load("z").load(), BOTH)
 
 
 def test_a_repair_says_what_is_lost_of_it(store: Store, blobs: MemoryStore) -> None:
