@@ -29,8 +29,8 @@ from tierstore.format.keys import (
     ref_prefix,
     unsegment,
 )
+from tierstore.modelstore.home.collected import lengths_before
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.home.loglengths import lengths_before
 from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.store import Store
 from tierstore.shown import quarantine_text, shown_url

@@ -41,9 +41,9 @@ from tierstore.modelstore.care.check_users import Users
 from tierstore.modelstore.care.readtimes import ReadTimes
 from tierstore.modelstore.chunks.examine import examine, quarantine
 from tierstore.modelstore.home.ahead import ahead
+from tierstore.modelstore.home.collected import lengths_before
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import is_saving
-from tierstore.modelstore.home.loglengths import lengths_before
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.refs import MOST_MISSING, highest_of
 from tierstore.modelstore.names.claims import claims, pinned, split_log

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tierstore.blobs.base import BlobInfo, BlobStore
-from tierstore.errors import Damaged, NotFound, UnsupportedFormat
-from tierstore.format.collected import Collected
-from tierstore.format.keys import COLLECTED, RETENTION, retention_key
+from tierstore.format.keys import RETENTION, retention_key
 from tierstore.format.reflog import RefEntry
 from tierstore.format.retention import ALIAS_HISTORY_S, WINDOW_S, Retention
 from tierstore.format.sealed import Kind, unseal_body
+from tierstore.modelstore.home.collected import read_collected
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +105,8 @@ NONE_OVER = Over()
 
 def read_over(home_blobs: BlobStore) -> Over:
     """Return which removals collections took for over; none where that is lost."""
-    try:
-        found = unseal_body(Kind.COLLECTED, home_blobs.get(COLLECTED), Collected, COLLECTED)
-    except (NotFound, Damaged, UnsupportedFormat):  # it may be lost at any time
-        return Over()
-    return Over(found.over_us, found.over)
+    found = read_collected(home_blobs)
+    return Over() if found is None else Over(found.over_us, found.over)
 
 
 def window_s(home_blobs: BlobStore, model: str) -> int:

@@ -26,8 +26,8 @@ from tierstore.format.keys import (
 from tierstore.format.manifest import Member
 from tierstore.format.reflog import LOST_MANIFEST, RefEntry, parse_entry
 from tierstore.ids import Digest
+from tierstore.modelstore.home.collected import lengths_before
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.home.loglengths import lengths_before
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.refs import highest_of
 from tierstore.modelstore.names.claims import Claim, LogName, least_lengths

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import Damaged, NotFound, TierstoreError, UnsupportedFormat
+from tierstore.errors import TierstoreError
 from tierstore.format.collected import Collected, Held, LastCollection
 from tierstore.format.keys import COLLECTED
-from tierstore.format.sealed import Kind, seal_body, unseal_body
+from tierstore.format.sealed import Kind, seal_body
 from tierstore.ids import split_digests
 from tierstore.modelstore.home.clock import boot, running_s
+from tierstore.modelstore.home.collected import read_collected
 from tierstore.modelstore.home.refs import whoami
 from tierstore.modelstore.home.retention import NONE_OVER, Over
 from tierstore.modelstore.reclaim.report import GARBAGE, Amount, Report
@@ -22,6 +23,7 @@ from tierstore.modelstore.reclaim.report import GARBAGE, Amount, Report
 _SLACK_S = 5.0
 """Seconds by which home's clock may seem to leap because it is asked over a network."""
 
+_WAITS = "garbage waits as if no collection had been"
 _log = logging.getLogger("tierstore.gc")
 
 
@@ -55,7 +57,7 @@ def read_kept(home_blobs: BlobStore, now_s: float) -> Kept:
         home_blobs: The store's home.
         now_s: Seconds since the epoch by home's clock.
     """
-    found = _read(home_blobs)
+    found = read_collected(home_blobs, _WAITS)
     if found is None:
         return Kept()
     leap_s = 0.0
@@ -104,7 +106,7 @@ _WINDOW = {"window"}
 
 def read_last(home_blobs: BlobStore) -> LastRun | None:
     """Return what the last collection of a store did; ``None`` if there was none, or it is lost."""
-    found = _read(home_blobs)
+    found = read_collected(home_blobs, _WAITS)
     if found is None or found.last is None:
         return None
     last = found.last
@@ -126,16 +128,6 @@ def read_last(home_blobs: BlobStore) -> LastRun | None:
 def _sum(states: Mapping[str, Held], wanted: Set[str]) -> Amount:
     held = [one for state, one in states.items() if state in wanted]
     return Amount(sum(one.packs for one in held), sum(one.bytes for one in held))
-
-
-def _read(home_blobs: BlobStore) -> Collected | None:
-    try:
-        return unseal_body(Kind.COLLECTED, home_blobs.get(COLLECTED), Collected, COLLECTED)
-    except NotFound:
-        return None
-    except (Damaged, UnsupportedFormat) as error:
-        _log.warning("%s; garbage waits as if no collection had been", error)
-        return None
 
 
 def write_kept(home_blobs: BlobStore, kept: Kept, now_s: float) -> None:
