@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tierstore.errors import UsageError
+from tierstore.serving.hub.stats import HubStats
 from tierstore.serving.metrics import TierCollector, TierSample, serve
 from tierstore.tiers.stats import TierStats
 
@@ -45,6 +46,18 @@ def test_a_page_has_every_counter() -> None:
     assert found["tierstore_tier_request_seconds_bucket", "get", "+Inf"] == 2
     assert found["tierstore_tier_request_seconds_sum", "get", None] == pytest.approx(45.002)
     assert found["tierstore_heat_flushes_total", None, None] == 7
+
+
+def test_what_a_gateway_counts_says_what_it_is() -> None:
+    stats = HubStats()
+    stats.sent(1)
+    stats.received(1)
+    for status in (100, 200, 304, 404, 503):
+        stats.answered(status)
+    families = TierCollector(list, stats.totals).collect()
+    texts = {family.name: family.documentation for family in families}
+    assert texts["tierstore_hub_answers_5xx"] == "Answers of the gateway with a status of 5xx."
+    assert {f"tierstore_{name}" for name in stats.totals()} <= texts.keys()
 
 
 def test_an_address_that_is_taken_is_a_plain_error() -> None:

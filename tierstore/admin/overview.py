@@ -52,7 +52,7 @@ class PackHeat:
 
     Attributes:
         pack: Id of the pack.
-        heat_bytes: Bytes of it that all nodes read, where reads count half after a day.
+        heat_bytes: Bytes of it that all nodes read, where reads count half after four hours.
         size_bytes: Size; ``None`` if no tier has it.
         tiers: Names of the durable tiers that have it.
         versions: Versions that need it, as ``model@number``, the newest of each model first.

@@ -66,6 +66,43 @@ _COUNTERS = {
     "scrubbed_bytes": "Bytes that were verified in the background.",
     "breaker_opened": "How often the breaker began to skip the tier.",
 }
+_TOTALS = {
+    "agent_rounds": "Rounds that the agent began.",
+    "agent_rounds_failed": "Rounds that an error ended early; the log says which.",
+    "agent_rounds_refused": "Rounds that moved nothing, as another process was at it.",
+    "damaged_copies": "Copies of packs that were damaged when they were to be moved.",
+    "dropped_bytes": "Bytes of packs that moves deleted where they came from.",
+    "folded": "Versions on many patches that were stored as full chunks.",
+    "follow_swaps": "Versions that this node's followers took over.",
+    "gc_deleted_packs": "Packs that collections of garbage deleted.",
+    "gc_freed_bytes": "Their bytes, in all tiers together.",
+    "gc_runs": "Collections of garbage that came to their end.",
+    "gc_runs_failed": "Collections that an error ended, such as a lost version; the log says it.",
+    "heat_flush_failures": "Times that counts of reads could not be shared with other nodes.",
+    "heat_flushes": "Times that counts of reads were shared with other nodes.",
+    "heat_keys": "Counts of single chunks and packs that were shared.",
+    "hub_answers_1xx": "Answers of the gateway with a status of 1xx.",
+    "hub_answers_2xx": "Answers of the gateway with a status of 2xx.",
+    "hub_answers_3xx": "Answers of the gateway with a status of 3xx.",
+    "hub_answers_4xx": "Answers of the gateway with a status of 4xx.",
+    "hub_answers_5xx": "Answers of the gateway with a status of 5xx.",
+    "hub_received_bytes": "Bytes of files that the gateway received.",
+    "hub_requests": "Requests that the gateway answered.",
+    "hub_sent_bytes": "Bytes of files that the gateway sent.",
+    "moved_bytes": "Bytes of packs that moves wrote to other tiers.",
+    "moves": "Packs that were moved to another tier, or dropped from one of several.",
+    "moves_failed": "Moves that failed; the log says why.",
+    "moves_skipped": "Moves that were not wanted or not possible any more.",
+    "rebased": "Versions of which costly deltas were stored as standalone chunks.",
+    "removed_versions": "Versions that rules of retention removed.",
+    "rewritten_bytes": "Bytes that were stored to rebase and to fold.",
+    "rollout_steps": "Steps of rollouts that were made.",
+    "scrub_damaged": "Copies of packs that were damaged when they were verified.",
+    "scrub_healed": "Damaged copies that got the bytes of a good one.",
+    "scrub_quarantined": "Packs of which no tier had a good copy.",
+    "scrubbed_bytes": "Bytes of the copies that were verified.",
+    "scrubbed_copies": "Copies of packs that were verified.",
+}
 _LABELS = ("tier", "role")
 _OP_LABELS = (*_LABELS, "op")
 
@@ -108,7 +145,8 @@ class TierCollector(Collector):
 
     Args:
         tiers: Function that returns the tiers, called for every page.
-        counters: Function that returns other totals by name, such as ``moves``.
+        counters: Function that returns other totals by name, such as ``moves``; each has its text
+            in ``_TOTALS``.
         gauges: Function that returns other gauges.
     """
 
@@ -136,7 +174,7 @@ class TierCollector(Collector):
         yield breaker
         yield from _requests(tiers)
         for name, value in sorted(self._counters().items()):
-            yield CounterMetricFamily(f"tierstore_{name}", f"Count of {name}.", value=value)
+            yield CounterMetricFamily(f"tierstore_{name}", _TOTALS[name], value=value)
         families: dict[str, GaugeMetricFamily] = {}
         for gauge in self._gauges():
             found = families.setdefault(

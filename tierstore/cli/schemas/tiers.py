@@ -206,8 +206,8 @@ class TierActivityJson(Schema):
 class LeaderJson(Schema):
     """A pack that is read often, with the tiers that have it and the versions that need it.
 
-    ``heat_bytes`` were read of it by all nodes, where reads count half after a day. ``bytes`` is
-    its size, or null if no tier has it that could be asked.
+    ``heat_bytes`` were read of it by all nodes, where reads count half after four hours. ``bytes``
+    is its size, or null if no tier has it that could be asked.
     """
 
     pack: str
