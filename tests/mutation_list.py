@@ -8169,6 +8169,17 @@ _PURGE = (
         ),
     ),
     Mutation(
+        "purge-that-nobody-could-look-at-is-complete",
+        "docs/how-to/deleting.md: The command exits with 3 until the purge is done.",
+        "modelstore/reclaim/purge/purging.py",
+        "            if waits is not None:  # what was done may have come back",
+        "            if False:  # what was done may have come back",
+        (
+            "integration/test_purge_carrying.py::"
+            "test_what_came_back_with_a_tier_and_cannot_be_looked_at_is_not_done",
+        ),
+    ),
+    Mutation(
         "purge-of-a-manifest-that-nobody-read",
         "SPEC 10.3: The purged chunks are those of the purged manifests.",
         "modelstore/reclaim/purge/carrying.py",

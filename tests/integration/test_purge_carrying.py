@@ -288,6 +288,27 @@ def test_a_purge_is_one_order_a_version(store: Store, purges: Purges) -> None:
     assert purges.run() == []
 
 
+def test_what_came_back_with_a_tier_and_cannot_be_looked_at_is_not_done(
+    store: Store, blobs: MemoryStore, purges: Purges
+) -> None:
+    own = chunks(store, "m@1") - chunks(store, "m@2")
+    before = {info.key: blobs.get(info.key) for info in blobs.list(PACKS)}
+    [done] = purges.begin(["m@1"], force=False, message=None)
+    assert done.is_complete
+    for key, data in before.items():  # a tier as it was before
+        blobs.put(key, data)
+    lost = version_key(store.resolve("m@3").digest)
+    manifest = blobs.get(lost)
+    blobs.delete([lost])
+    [found] = purges.run()
+    assert not found.is_complete
+    assert "m@3" in found.waits[0]
+    assert packs_with(store, own)
+    blobs.put(lost, manifest)
+    assert purges.run() == []
+    assert packs_with(store, own) == set()
+
+
 def test_what_is_needed_is_not_purged_and_leaves_no_order(store: Store, purges: Purges) -> None:
     store.alias("m", "prod", "m@2")
     with pytest.raises(Conflict, match="m@2 is needed by alias prod"):

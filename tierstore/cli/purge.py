@@ -130,7 +130,13 @@ def run(cli: Cli) -> None:
         found = store.purges.run()
     data = schemas.Receipts(receipts=[_json(one) for one in found])
     ids = [one.id for one in found]
-    cli.out.show(data, ids, lambda: _print_all(found, "every purge is complete"))
+
+    def text() -> None:
+        _print_all(found, "every purge is complete")
+        for why in dict.fromkeys(why for one in found for why in one.waits):
+            print(printable(f"waits: {why}"))
+
+    cli.out.show(data, ids, text)
     if not all(one.is_complete for one in found):
         raise Exit(3)
 

@@ -414,6 +414,8 @@ class Purges:
         for name in names:
             order, said = self._orders.get(name), self._orders.acknowledgements(name)
             why = waits
+            if waits is not None:  # what was done may have come back with a tier meanwhile
+                order = msgspec.structs.replace(order, done=False)
             if parts.get(name, set()) - set(order.parts or ()):
                 order = msgspec.structs.replace(order, done=False)
                 why = (
