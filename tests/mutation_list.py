@@ -4282,6 +4282,17 @@ _RECLAIM = (
         ),
     ),
     Mutation(
+        "condemned-list-by-its-number-alone",
+        "SPEC 10: Condemned list: the highest one holds, and says all that holds.",
+        "modelstore/home/condemned.py",
+        "                self._highest, self._newest = highest, None\n",
+        "                self._highest = highest\n",
+        (
+            "integration/test_condemned.py::"
+            "test_a_number_that_is_given_a_second_time_means_another_list",
+        ),
+    ),
+    Mutation(
         "condemned-by-the-highest",
         "SPEC 10: A collector MUST read the highest one again after its own put.",
         "modelstore/home/condemned.py",
@@ -4296,8 +4307,8 @@ _RECLAIM = (
         "condemned-highest-list",
         "SPEC 10: The highest list holds.",
         "modelstore/home/condemned.py",
-        "number = max(number, int(match[1]))",
-        "number = number or int(match[1])",
+        "if int(match[1]) > number:",
+        "if not number:",
         ("integration/test_condemned.py::test_the_highest_list_says_all_that_holds",),
     ),
     Mutation(

@@ -94,6 +94,17 @@ def test_a_collector_whose_number_was_given_out_and_is_free_again_takes_a_higher
     assert CondemnedPacks(blobs).among(IDS) == set(IDS[:5])
 
 
+def test_a_number_that_is_given_a_second_time_means_another_list() -> None:
+    blobs = MemoryStore("lists")
+    reader = CondemnedPacks(blobs)
+    condemn(blobs, IDS[0].hex())
+    assert reader.among(IDS) == {IDS[0]}
+    blobs.delete([info.key for info in blobs.list()])  # home is as it was before
+    condemn(blobs, IDS[1].hex())
+    assert [info.key for info in blobs.list("gc/")] == [list_key(1)]
+    assert reader.among(IDS) == {IDS[1]}
+
+
 def test_a_lost_answer_makes_no_second_list() -> None:
     blobs = MemoryStore("lists")
     faults: list[Fault] = ["lose-response"]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from tierstore.blobs.base import BlobStore
+from tierstore.blobs.base import BlobInfo, BlobStore
 from tierstore.errors import Conflict, Damaged, NotFound, TierstoreError, UnsupportedFormat
 from tierstore.forks import begin
 from tierstore.format.condemned import (
@@ -101,7 +101,8 @@ class Glance:
 class CondemnedPacks:
     """The condemned packs of one store. Thread-safe.
 
-    Lists and segments never change, so each is read once.
+    Lists and segments never change, so each is read once; but where a copy of home was put back, a
+    number is given a second time, to another list.
 
     Args:
         home_blobs: The store's home, where the lists lie.
@@ -110,6 +111,7 @@ class CondemnedPacks:
     def __init__(self, home_blobs: BlobStore) -> None:
         self._home_blobs = home_blobs
         self._newest: CondemnedList | None = None
+        self._highest: BlobInfo | None = None
         self._segments: dict[str, Ids] = {}
         self._early_lists: dict[str, frozenset[bytes]] = {}
         begin(self._begin)
@@ -146,12 +148,16 @@ class CondemnedPacks:
 
     def _look(self) -> tuple[Set[bytes], int]:
         """Return what early lists condemn, and the number of the highest list; 0: there is none."""
-        number, early = 0, set[bytes]()
+        number, highest, early = 0, None, set[bytes]()
         for info in self._home_blobs.list(GC):
             if match := _NUMBER.match(info.key):
-                number = max(number, int(match[1]))
+                if int(match[1]) > number:
+                    number, highest = int(match[1]), info
             else:
                 early |= self._early(info.key)
+        with self._lock:
+            if self._highest != highest:
+                self._highest, self._newest = highest, None
         return early, number
 
     def _in_list(self, wanted: set[bytes], number: int) -> set[bytes]:
