@@ -64,7 +64,7 @@ _COPIES = (
         "copy-of-what-was-purged",
         "SPEC 10: A manifest that is condemned MUST NOT be written again under its name.",
         "modelstore/saving/copier.py",
-        "if home.reclaims and home.condemned.among([digest.raw]):",
+        "if home.reclaims and home.condemned.among((), {digest.raw}):",
         "if False:",
         ("integration/test_copy.py::test_what_was_purged_there_does_not_come_back",),
     ),
@@ -4202,7 +4202,7 @@ _RECLAIM = (
         "settled",
         "SPEC 11: In step 7 the writer reads the highest condemned list once more.",
         "modelstore/saving/writer.py",
-        "lost := lost_since(self._home, relied_on, self._since_s, manifests)",
+        "lost := lost_since(self._home, relied_on, self._since_s, below, own)",
         "lost := set[bytes]()",
         (
             "integration/test_condemned.py::test_a_save_whose_packs_were_collected_before_it_was_published",
@@ -4274,8 +4274,8 @@ _RECLAIM = (
         "condemned-for-good",
         "SPEC 10: Condemned is for good: a segment stays in the lists.",
         "modelstore/home/condemned.py",
-        "lambda before: [*before, *new])",
-        "lambda before: new)",
+        "            if self._put(number + 1, [*before, *new], run, now_us):\n",
+        "            if self._put(number + 1, new, run, now_us):\n",
         (
             "integration/test_condemned.py::test_the_highest_list_says_all_that_holds",
             "integration/test_condemned.py::test_a_collector_that_comes_second_builds_on_the_first",
@@ -7839,8 +7839,8 @@ _CONDEMNED_MANIFESTS = (
         "condemned-name-unseen",
         "SPEC 11: When its manifest is condemned by now, the writer has failed.",
         "modelstore/saving/writer.py",
-        "        manifests = {digest.raw, *below}\n",
-        "        manifests = {*below}\n",
+        "lost := lost_since(self._home, relied_on, self._since_s, below, own)",
+        "lost := lost_since(self._home, relied_on, self._since_s, below)",
         (
             "integration/test_condemned_manifests.py::test_who_is_too_late_gets_another_name",
             "integration/test_condemned_manifests.py::test_what_nobody_can_read_is_removed_again",
@@ -7850,8 +7850,8 @@ _CONDEMNED_MANIFESTS = (
         "condemned-below-unseen",
         "SPEC 11: Its writer looks whether a manifest of the chain is condemned.",
         "modelstore/saving/writer.py",
-        "        manifests = {digest.raw, *below}\n",
-        "        manifests = {digest.raw}\n",
+        "lost := lost_since(self._home, relied_on, self._since_s, below, own)",
+        "lost := lost_since(self._home, relied_on, self._since_s, set(), own)",
         ("integration/test_condemned_manifests.py::test_what_names_it_is_refused",),
     ),
     Mutation(
@@ -7934,7 +7934,7 @@ _CONDEMNED_MANIFESTS = (
         "condemned-release",
         "SPEC 11: That holds for patches, folds, variants and releases, too.",
         "modelstore/names/releases.py",
-        "if self._home.reclaims and self._home.condemned.among([digest.raw]):",
+        "if self._home.reclaims and self._home.condemned.among((), {digest.raw}):",
         "if False:",
         ("integration/test_condemned_manifests.py::test_a_release_is_looked_at_as_well",),
     ),
@@ -8278,11 +8278,69 @@ _PURGE = (
         "purge-condemns-what-was-saved-again-beside-it",
         "SPEC 10.3: Right before its list a collector looks which purged manifests are needed now.",
         "modelstore/reclaim/purge/carrying.py",
-        "            going -= {one.raw for one in self._marker.needed_since(mark)}\n",
-        "            pass\n",
+        "        return {one.raw for one in self._marker.needed_since(mark)}\n",
+        "        return set()\n",
         (
             "integration/test_purge_carrying.py"
             "::test_what_is_saved_beside_a_purge_can_be_named_and_patched",
+        ),
+    ),
+    Mutation(
+        "purge-that-tells-nobody-what-it-condemns",
+        "SPEC 10.3: Before a collector looks for the last time a notice has the manifests.",
+        "modelstore/home/condemned.py",
+        "                self._notice(names)\n",
+        "",
+        (
+            "integration/test_purge_carrying.py"
+            "::test_what_is_saved_behind_the_last_look_of_a_purge_gets_another_name",
+            "integration/test_condemned_manifests.py"
+            "::test_who_slept_between_its_notice_and_its_list_looks_again",
+        ),
+    ),
+    Mutation(
+        "purge-that-slept-before-its-list",
+        "SPEC 10.3: The list is put right behind the number that was read before the notice.",
+        "modelstore/home/condemned.py",
+        "            if self._put(number + 1, [*before, *new], run, now_us):\n",
+        "            if self._put(self._look().number + 1, [*before, *new], run, now_us):\n",
+        (
+            "integration/test_condemned_manifests.py"
+            "::test_who_slept_between_its_notice_and_its_list_looks_again",
+        ),
+    ),
+    Mutation(
+        "purge-whose-notice-goes-without-a-list",
+        "SPEC 10: Notices are deleted each behind a list that was put since it was found.",
+        "modelstore/home/condemned.py",
+        "        if notices and self._put_next(run, now_us, lambda before: before):\n",
+        "        if notices:\n",
+        (
+            "integration/test_condemned_manifests.py"
+            "::test_who_slept_between_its_notice_and_its_list_looks_again",
+        ),
+    ),
+    Mutation(
+        "purge-whose-notice-goes-while-it-is-read",
+        "SPEC 10.3: It sees the notice, or the list behind which that was deleted.",
+        "modelstore/home/condemned.py",
+        "            except NotFound:  # a newer list has taken the place of it, or of a notice\n"
+        "                continue\n",
+        "            except NotFound:\n                return set()\n",
+        (
+            "integration/test_condemned_manifests.py"
+            "::test_a_notice_that_goes_while_it_is_read_leaves_its_list",
+        ),
+    ),
+    Mutation(
+        "names-that-a-notice-refuses",
+        "SPEC 10: Nothing follows from a notice but that nobody publishes what it has.",
+        "modelstore/home/condemned.py",
+        "            return found | self._noticed(published - found, there.notices)",
+        "            return found | self._noticed(wanted - found, there.notices)",
+        (
+            "integration/test_condemned_manifests.py"
+            "::test_what_a_notice_has_can_be_named_and_patched",
         ),
     ),
     Mutation(

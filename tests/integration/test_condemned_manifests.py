@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,16 @@ from tests.integration.test_collector_schedules import copied
 from tierstore import Dense, Rows
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, NotFound
-from tierstore.format.keys import LEASES, REMOVED_LOG, fold_key, layout_key, version_key
+from tierstore.format.keys import (
+    CONDEMNED,
+    GC,
+    LEASES,
+    NOTICE,
+    REMOVED_LOG,
+    fold_key,
+    layout_key,
+    version_key,
+)
 from tierstore.format.reflog import Action
 from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import fold_of
@@ -28,6 +37,10 @@ from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import FaultyStore
 
 ROWS = {"w": Rows([1, 200], np.full((2, 1000), 7, np.float32))}
+
+
+NAME = b"\x07" * 32
+"""The digest of a manifest."""
 
 
 def content(number: int) -> dict[str, np.ndarray]:
@@ -229,6 +242,49 @@ def test_it_is_kept_as_long_as_a_version_needs_it(store: Store, blobs: MemorySto
     condemn_manifest(blobs, store.resolve("m@1").digest)
     Collector(store._parts.home).run()
     equal(store.load("m@1").load(), content(1))
+
+
+def test_who_slept_between_its_notice_and_its_list_looks_again(blobs: MemoryStore) -> None:
+    """Somebody ended its notice meanwhile, and another one has published the manifest since."""
+    other, run, looks = CondemnedPacks(blobs), uuid.uuid4().hex, list[set[bytes]]()
+
+    def needed() -> Set[bytes]:
+        looks.append(other.among((), {NAME}))
+        if len(looks) > 1:
+            return {NAME}
+        other.end_notices(run=run, now_us=1)
+        looks.append(other.among((), {NAME}))
+        return frozenset()
+
+    CondemnedPacks(blobs).condemn([], [NAME], run=run, now_us=1, needed=needed)
+    assert looks == [{NAME}, set(), {NAME}]
+    assert not other.every().manifests
+    assert not list(blobs.list(CONDEMNED))
+
+
+def test_a_notice_that_goes_while_it_is_read_leaves_its_list(blobs: MemoryStore) -> None:
+    condemned = CondemnedPacks(blobs)
+    condemned._notice({NAME})
+
+    def plan(op: str, key: str, number: int) -> None:
+        if op == "get" and key.startswith(NOTICE) and not condemned.every().manifests:
+            condemned.condemn([], [NAME], run=uuid.uuid4().hex, now_us=1)
+            condemned.end_notices(run=uuid.uuid4().hex, now_us=1)
+
+    assert CondemnedPacks(FaultyStore(blobs, plan)).among((), {NAME}) == {NAME}
+
+
+def test_what_a_notice_has_can_be_named_and_patched(store: Store, blobs: MemoryStore) -> None:
+    """Whoever was about to condemn it died, and that holds up nobody else."""
+    digest = store.resolve("m@1").digest
+    CondemnedPacks(blobs)._notice({digest.raw})
+    store.alias("m", "prod", "m@1")
+    assert store.patch("m@1", ROWS).number == 4
+    saved = store.save("x", content(1), base=None)
+    assert saved.digest != digest
+    Collector(store._parts.home).run()
+    assert not [one for one in blobs.list(GC) if one.key.startswith(NOTICE)]
+    assert store.save("y", content(1), base=None).digest == digest
 
 
 def test_a_fold_of_a_condemned_manifest_does_not_count(

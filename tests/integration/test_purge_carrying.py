@@ -21,9 +21,11 @@ from tierstore.errors import Conflict, NotFound
 from tierstore.format.condemned import parse_segment
 from tierstore.format.keys import (
     CONDEMNED,
+    GC,
     INDEX,
     LAYOUTS,
     LEASES,
+    NOTICE,
     PACKS,
     PURGE_PARTS,
     PURGED,
@@ -824,6 +826,29 @@ def test_what_is_saved_beside_a_purge_can_be_named_and_patched(
     with opened(blobs, cache / "after") as store:
         assert str(store.alias("beside", "prod", "beside@1").version) == "beside@1"
         assert str(store.patch("beside@1", {"shared": Dense(noise(77))})) == "beside@2"
+
+
+def test_what_is_saved_behind_the_last_look_of_a_purge_gets_another_name(
+    blobs: MemoryStore, cache: Path
+) -> None:
+    """It has just the purged content, and ends before the list is there that condemns that."""
+    done = list[str]()
+
+    def plan(op: str, key: str, n: int) -> None:
+        if op == "put_if_absent" and key.startswith(GC) and not done:
+            done.append(key)
+            with opened(blobs, cache / "other") as other:
+                other.save("beside", content(1), base=None)
+
+    with opened(FaultyStore(blobs, plan), cache / "purging") as purging_store:
+        [receipt] = purges_of(purging_store).begin(["m@1"], force=False, message=None)
+    assert done
+    assert (receipt.is_done, receipt.manifests_left) == (True, {})
+    assert not [one for one in blobs.list(GC) if one.key.startswith(NOTICE)]
+    with opened(blobs, cache / "after") as store:
+        assert [one.number for one in store.versions("beside")] == [2]
+        assert str(store.alias("beside", "prod", "beside@2").version) == "beside@2"
+        assert str(store.patch("beside@2", {"shared": Dense(noise(77))})) == "beside@3"
 
 
 def test_the_pin_of_a_rollout_that_died_keeps_nothing_of_a_purged_version(

@@ -48,7 +48,12 @@ LATE = "the order comes after the entry"
 CONDEMNED_FOLD = "a fold counts although its manifest is condemned"
 SHARED = "a purge is done although others need it for a while only"
 OVER = "an order that is done is looked at no more"
-BEFORE = frozenset({FORGOTTEN, REFUSED, UNDONE, ALONE, KEPT, LATE, SHARED, OVER})
+BLIND = "what came since the mark is not looked for"
+UNNOTICED = "nobody is told what is about to be condemned"
+UNLISTED = "notices are deleted without a list"
+RENUMBERED = "the number of the list is read behind the look"
+RENAMED = "who looks again puts its notice under the name of before"
+BEFORE = frozenset({FORGOTTEN, REFUSED, UNDONE, ALONE, KEPT, LATE, SHARED, OVER, BLIND})
 
 
 class World(NamedTuple):
@@ -65,6 +70,7 @@ class World(NamedTuple):
         been: Versions that are or were removed.
         windows: Removed versions that can be brought back.
         condemned: The highest list: its number, and the packs and names of manifests in it.
+        notices: Pairs of a notice and a name that is about to be condemned.
         aliases: Pairs of an alias and its version.
         folds: Pairs of a patch manifest and the full one of its fold.
         order: The purge order: none, ``given`` or ``done``.
@@ -81,6 +87,7 @@ class World(NamedTuple):
     been: frozenset[str] = frozenset()
     windows: frozenset[str] = frozenset()
     condemned: tuple[int, frozenset[str], Manifests] = (0, frozenset(), frozenset())
+    notices: frozenset[tuple[str, str]] = frozenset()
     aliases: frozenset[tuple[str, str]] = frozenset()
     folds: frozenset[tuple[str, str]] = frozenset()
     order: str = ""
@@ -96,6 +103,7 @@ class Found(NamedTuple):
         gone: Roots that need a manifest which is not there, with that.
         bare: A manifest without a layout, or nothing.
         unfit: A manifest all of whose packs are condemned or gone, or nothing.
+        folds: The full manifests of their folds.
     """
 
     manifests: Manifests
@@ -103,6 +111,7 @@ class Found(NamedTuple):
     gone: frozenset[tuple[str, str]]
     bare: str
     unfit: str
+    folds: Manifests
 
 
 def chain(manifest: str) -> tuple[str, ...]:
@@ -173,6 +182,11 @@ def is_whole(world: World, manifest: str) -> bool:
     )
 
 
+def folds_of(world: World, manifests: Manifests) -> Manifests:
+    """Return the full manifests of the folds of some."""
+    return frozenset(full for patch, full in world.folds if patch in manifests)
+
+
 def chunk_of(manifest: str) -> str:
     """Return the chunk of a manifest, with which the names of its packs begin."""
     return "p" if "/" in manifest else manifest[0].replace("m", "x").replace("F", "x")
@@ -185,6 +199,44 @@ def chunk_of(manifest: str) -> str:
 def read_list(world: World) -> Iterator[tuple[World, tuple[int, frozenset[str], Manifests]]]:
     """Read the highest condemned list: its number, packs and names."""
     yield world, world.condemned
+
+
+@call
+def read_list_and_notices(
+    world: World,
+) -> Iterator[tuple[World, tuple[int, frozenset[str], Manifests]]]:
+    """Read the highest list as who publishes does: the names of notices are in it."""
+    number, packs, names = world.condemned
+    yield world, (number, packs, names | {name for _, name in world.notices})
+
+
+@call
+def put_notice(world: World, notice: str, names: Manifests) -> Iterator[tuple[World, None]]:
+    """Tell who publishes from now on that these names are about to be condemned."""
+    yield world._replace(notices=world.notices | {(notice, name) for name in names}), None
+
+
+@call
+def read_notices(world: World) -> Iterator[tuple[World, frozenset[str]]]:
+    """Return which notices are there."""
+    yield world, frozenset(notice for notice, _ in world.notices)
+
+
+@call
+def delete_notices(world: World, notices: frozenset[str]) -> Iterator[tuple[World, None]]:
+    """Delete notices."""
+    left = frozenset(one for one in world.notices if one[0] not in notices)
+    yield world._replace(notices=left), None
+
+
+@call
+def read_needed(
+    world: World, marked: Manifests, folds: Manifests
+) -> Iterator[tuple[World, Manifests]]:
+    """Return what versions, aliases and folds need that were not there at a mark."""
+    roots = {manifest for _, manifest in in_force(world) | named_by_aliases(world)} - marked
+    new = frozenset(one for root in roots for one in chain(root)) - marked
+    yield world, new | (folds_of(world, marked | new) - folds)
 
 
 @call
@@ -235,7 +287,13 @@ def look(
         fit = fit_packs(world, one, unfit)
         packs.update(fit[:1] or fit_packs(world, one, ()))
         lost += [] if fit else [one]
-    yield world, Found(every, frozenset(packs), gone, "".join(bare[:1]), "".join(lost[:1]))
+    yield (
+        world,
+        Found(
+            every, frozenset(packs), gone, "".join(bare[:1]), "".join(lost[:1]),
+            folds_of(world, every),
+        ),
+    )  # fmt: skip
 
 
 @call
@@ -449,7 +507,7 @@ def save(
         yield put_layout(manifest, "")
     yield publish(version, manifest)
     while True:
-        _, condemned, names = yield read_list()
+        _, condemned, names = yield read_list_and_notices()
         refused = manifest in names and not (release and "a release does not look" in rules)
         found = yield look(frozenset({manifest}), condemned, names)
         del condemned, names
@@ -575,7 +633,7 @@ def fold(rules: frozenset[str], manifest: str, owner: str, again: bool = False) 
     yield put_layout(full, "")
     yield put_fold(manifest, full)
     while True:
-        _, condemned, names = yield read_list()
+        _, condemned, names = yield read_list_and_notices()
         found = yield look(frozenset({full}), condemned, names)
         del condemned
         refused = full in names
@@ -664,13 +722,24 @@ def collect(rules: frozenset[str], owner: str) -> Steps:
     number, packs, names, found, _ = marked
     there = yield list_packs()
     new, old = there - found.packs - packs, purged - found.manifests - names
+    before, folds = found.manifests, found.folds
     del marked, there, found
     while new - packs or old - names:
-        done = yield condemn(number, new, old)
+        going = old - names
+        if going and not {UNNOTICED, BLIND} & rules:
+            yield put_notice(owner if RENAMED in rules else f"{owner}{number}", going)
+        if going and BLIND not in rules:
+            needed = yield read_needed(before, folds)
+            going -= needed
+            del needed
+        if RENUMBERED in rules:
+            number, packs, names = yield read_list()
+        done = yield condemn(number, new, going)
+        del going
         if done:
             break
         number, packs, names = yield read_list()
-    del number, packs, names, new, old
+    del number, packs, names, new, old, before, folds
     again = yield from mark(rules, owner)
     if again is None:
         return
@@ -686,8 +755,24 @@ def collect(rules: frozenset[str], owner: str) -> Steps:
         yield delete_layouts(going)
         yield delete_manifests(going)
     del going
+    if not {UNNOTICED, BLIND} & rules:
+        yield from end_notices(rules)
     if purged:
         yield conclude(purged, needed)
+
+
+def end_notices(rules: frozenset[str], owner: str = "") -> Steps:
+    """Delete the notices that are there, behind a list that is put for that."""
+    seen = yield read_notices()
+    if not seen:
+        return
+    if UNLISTED not in rules:
+        number, _, _ = yield read_list()
+        done = yield condemn(number, frozenset(), frozenset())
+        del number
+        if not done:
+            return
+    yield delete_notices(seen)
 
 
 def purge(rules: frozenset[str], owner: str) -> Steps:
@@ -712,7 +797,7 @@ def purge(rules: frozenset[str], owner: str) -> Steps:
 
 PARTIES: dict[str, Callable[..., Steps]] = {
     "save": save, "release": partial(save, release=True), "patch": patch, "alias": name,
-    "undelete": undelete, "purge": purge, "collect": collect, "fold": fold,
+    "undelete": undelete, "purge": purge, "collect": collect, "fold": fold, "end": end_notices,
 }  # fmt: skip
 
 EQUAL = World(
@@ -768,6 +853,8 @@ CONFIGURATIONS: dict[str, tuple[World, dict[str, tuple[str, ...]]]] = {
     "undelete, purge": (EQUAL, {"n": ("undelete", "u"), "p": ("purge",)}),
     "save, purge, collector": (
         World(), {"w": ("save", "y", "m"), "p": ("purge",), "g": ("collect",)}),
+    "save, purge, who ends notices": (
+        World(), {"w": ("save", "y", "m"), "p": ("purge",), "e": ("end",)}),
     "2 saves, purge": (
         World(), {"w": ("save", "y", "m"), "x": ("save", "z", "m"), "p": ("purge",)}),
     "save of what is removed, patch, collector": (
@@ -808,6 +895,13 @@ def is_broken(world: World) -> str:
         if not is_whole(world, dict(world.entries)[version]):
             return "lost"
     return ""
+
+
+def is_shunned(world: World) -> str:
+    """Return ``shunned`` where nobody may name a version though its writer has returned."""
+    published = world.promised - world.been - {title for title, _ in world.aliases}
+    manifests = {dict(world.entries)[version] for version in published}
+    return "shunned" if manifests & world.condemned[2] else ""
 
 
 def goes_wrong(world: World) -> str:

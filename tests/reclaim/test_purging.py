@@ -1,7 +1,8 @@
 """A purge, explored exhaustively: nothing is lost, nothing is left, and every rule is needed.
 
-``purging.py`` has the parties and what must hold: ``lost`` and ``named`` in every state; ``stuck``
-and ``left`` once all have stopped anywhere and agents went on. ``caching.py`` has the caches.
+``purging.py`` has the parties and what must hold: ``lost``, ``named`` and ``shunned`` in every
+state; ``stuck`` and ``left`` once all have stopped anywhere and agents went on. ``caching.py``
+has the caches.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tests.reclaim.explorer import run_alone
 from tests.reclaim.purging import (
     ALONE,
     BEFORE,
+    BLIND,
     CONDEMNED_FOLD,
     CONFIGURATIONS,
     FORGOTTEN,
@@ -22,17 +24,32 @@ from tests.reclaim.purging import (
     LATE,
     OVER,
     REFUSED,
+    RENAMED,
+    RENUMBERED,
     SHARED,
     STAYS,
     UNASKED,
     UNDONE,
+    UNLISTED,
+    UNNOTICED,
     WHOLE,
     action_of,
     explore,
     goes_wrong,
     in_force,
+    is_shunned,
     save,
 )
+
+NOTICED = {
+    "save, purge",
+    "release, purge",
+    "undelete, purge",
+    "patch, purge",
+    "fold, purge",
+    "save, purge, who ends notices",
+}
+"""Where notices are explored, too. What is deleted has nothing to do with them."""
 
 UNSETTLED = "save of what is removed, patch, collector"
 LARGE = {
@@ -48,20 +65,22 @@ def nothing(world):
 
 @pytest.mark.parametrize("name", sorted(set(CONFIGURATIONS) - LARGE - {UNSETTLED}))
 def test_a_purge_keeps_its_promises(name):
-    result = explore(name)
+    is_noticed = name in NOTICED
+    result = explore(name, *([] if is_noticed else [BLIND]))
     assert not result.broken, "\n".join([result.broken, *result.trace])
     assert result.complete
     assert result.ends, "nobody ever comes to an end"
     assert any(world.order == "done" for world in result.worlds)
     for world in result.worlds:
         assert not goes_wrong(world), world
+        assert not is_noticed or not is_shunned(world), world
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", sorted(LARGE))
 def test_large_ones_keep_them_too(name):
-    result = explore(name)
+    result = explore(name, BLIND)
     assert not result.broken, "\n".join([result.broken, *result.trace])
     assert result.complete
     for world in result.worlds:
@@ -83,6 +102,12 @@ MUTATIONS = [
 @pytest.mark.parametrize(("name", "rule", "kind"), MUTATIONS)
 def test_a_rule_that_is_left_out_loses(name, rule, kind):
     assert explore(name, rule).broken == kind
+
+
+@pytest.mark.parametrize("rule", [BLIND, UNNOTICED, UNLISTED, RENUMBERED, RENAMED])
+def test_without_a_rule_what_was_saved_can_be_loaded_and_not_named(rule):
+    result = explore("save, purge, who ends notices", rule, broken=is_shunned)
+    assert result.broken == "shunned"
 
 
 LEAVING = [

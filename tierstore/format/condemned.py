@@ -93,7 +93,11 @@ class Ids(NamedTuple):
 
 
 class EarlyCondemned(Body, frozen=True, kw_only=True):
-    """A list of condemned packs in a form that is not written any more."""
+    """A list of condemned packs in a form that is not written any more, or a notice.
+
+    A notice has the digests of manifests that are about to be condemned: who knows none takes it
+    for an early list, and publishes none of these either.
+    """
 
     run: str
     packs: list[Hex64]

@@ -14,6 +14,7 @@ REFS, VERSIONS, LAYOUTS, FOLDS, MOVES, INDEX, PACKS, LEASES, GC = (
     "refs/", "versions/", "layouts/", "folds/", "moves/", "index/", "packs/", "leases/", "gc/",
 )  # fmt: skip
 PROBES, REPORTS, QUARANTINE, CONDEMNED = "probes/", "reports/", "quarantine/", "condemned/"
+NOTICE = f"{GC}notice-"
 RETENTION, SWEEPS, SCRUBS = "retention/", "sweeps/", "scrubs/"
 COLLECTED, GROWTH = "collected", "growth/"
 PURGES, PURGED, ACKS, NODES = "purges/", "purged/", "acks/", "nodes/"

@@ -3,6 +3,15 @@
 The highest list says all that holds. Its filter tells of most packs that they are not condemned, so
 that a writer of little reads the list alone, and the segments only when the filter has one of its
 packs.
+
+Manifests are named by their content, so one that is about to be condemned may be published again
+just then. A notice tells who publishes it to take another name; only after that it is looked for
+whoever did so before, and then it is condemned (SPEC.md 10.3)::
+
+    number of the highest list -> notice -> look -> list behind that number -> notice is deleted
+
+Notices are deleted behind a list that was put since, by anybody. So whoever slept between its
+notice and its list finds the number taken, and begins again.
 """
 
 from __future__ import annotations
@@ -28,7 +37,7 @@ from tierstore.format.condemned import (
     parse_list,
     parse_segment,
 )
-from tierstore.format.keys import CONDEMNED, GC, list_key
+from tierstore.format.keys import CONDEMNED, GC, NOTICE, list_key
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.modelstore.home.once import create_once
 
@@ -98,6 +107,24 @@ class Glance:
         return {one.key for one in self.newest.segments} if self.newest else set()
 
 
+@dataclass(frozen=True, slots=True)
+class _There:
+    """What lies below ``gc/``.
+
+    Attributes:
+        number: The number of the highest list; 0: there is none.
+        early: The ids of packs that early lists condemn.
+        notices: The keys of notices.
+    """
+
+    number: int
+    early: Set[bytes]
+    notices: Sequence[str]
+
+
+_NOTHING = _There(0, frozenset(), ())
+
+
 class CondemnedPacks:
     """The condemned packs of one store. Thread-safe.
 
@@ -119,46 +146,73 @@ class CondemnedPacks:
     def _begin(self) -> None:
         self._lock = threading.Lock()
 
-    def among(self, packs: Collection[bytes]) -> set[bytes]:
+    def among(self, packs: Collection[bytes], published: Set[bytes] = frozenset()) -> set[bytes]:
         """Return those of the packs that are condemned by the list that is the highest now.
 
         Costs one LIST of keys, and one read where this process has not seen that list yet.
+
+        Args:
+            packs: The ids of packs, or the digests of manifests that somebody else published.
+            published: The digests of manifests that the caller publishes: they are returned where
+                they are about to be condemned, too.
 
         Raises:
             Damaged: It is unknown what is condemned: a segment of the list cannot be read.
             BackendError: Home cannot be asked.
         """
-        return self.among_those(lambda: packs)
+        return self.among_those(lambda: packs, published)
 
-    def among_those(self, find: Callable[[], Collection[bytes]]) -> set[bytes]:
+    def among_those(
+        self, find: Callable[[], Collection[bytes]], published: Set[bytes] = frozenset()
+    ) -> set[bytes]:
         """Return what ``among`` does, of packs that are found only if anything is condemned."""
         wanted: set[bytes] | None = None
         number = 0
         for _ in range(_ROUNDS):
-            early, number = self._look()
-            if not number and not early:
+            there = self._look()
+            number = there.number
+            if there == _NOTHING:
                 return set()
             if wanted is None:
-                wanted = set(find())
+                wanted = {*find(), *published}
             try:
-                return wanted & early | self._in_list(wanted, number)
-            except NotFound:  # a newer list has taken its place
+                found = wanted & there.early | self._in_list(wanted, number)
+                return found | self._noticed(published - found, there.notices)
+            except NotFound:  # a newer list has taken the place of it, or of a notice
                 continue
         raise self._without_segment(number)
 
-    def _look(self) -> tuple[Set[bytes], int]:
-        """Return what early lists condemn, and the number of the highest list; 0: there is none."""
-        number, highest, early = 0, None, set[bytes]()
+    def _look(self) -> _There:
+        number, highest, early, notices = 0, None, set[bytes](), list[str]()
         for info in self._home_blobs.list(GC):
             if match := _NUMBER.match(info.key):
                 if int(match[1]) > number:
                     number, highest = int(match[1]), info
+            elif info.key.startswith(NOTICE):
+                notices.append(info.key)
             else:
                 early |= self._early(info.key)
         with self._lock:
             if self._highest != highest:
                 self._highest, self._newest = highest, None
-        return early, number
+        return _There(number, early, tuple(notices))
+
+    def _noticed(self, manifests: Set[bytes], notices: Sequence[str]) -> set[bytes]:
+        """Return those of the manifests that are about to be condemned.
+
+        Raises:
+            NotFound: A notice is gone, behind a list that is newer than the one that was read.
+        """
+        found = set[bytes]()
+        for key in notices if manifests else ():
+            data = self._home_blobs.get(key)
+            try:
+                names = unseal_body(Kind.CONDEMNED, data, EarlyCondemned, key).packs
+            except (Damaged, UnsupportedFormat) as error:
+                _log.warning("ignored: %s", error)
+                continue
+            found |= manifests & set(map(bytes.fromhex, names))
+        return found
 
     def _in_list(self, wanted: set[bytes], number: int) -> set[bytes]:
         if not number:
@@ -192,7 +246,8 @@ class CondemnedPacks:
         """
         number = 0
         for _ in range(_ROUNDS):
-            early, number = self._look()
+            there = self._look()
+            number, early = there.number, there.early
             try:
                 named = self._list(number).segments if number else []
                 ids = self._read([one.key for one in named])
@@ -223,12 +278,12 @@ class CondemnedPacks:
         For what is only better for knowing it, as ``known``; what cannot be read is logged.
         """
         try:
-            early, number = self._look()
-            newest = self._list(number) if number else None
+            there = self._look()
+            newest = self._list(there.number) if there.number else None
         except TierstoreError as error:
             _log.warning("%s", error)
             return Glance(frozenset(), None)
-        return Glance(early, newest)
+        return Glance(there.early, newest)
 
     def packs_in(self, segments: Sequence[str]) -> set[bytes]:
         """Return what is in segments, by the random parts of the segments' keys.
@@ -301,6 +356,7 @@ class CondemnedPacks:
         *,
         run: str,
         now_us: int,
+        needed: Callable[[], Set[bytes]] = frozenset,
     ) -> CondemnedList:
         """Write the next list, which says all that the highest one says, and these.
 
@@ -310,20 +366,51 @@ class CondemnedPacks:
 
         Args:
             packs: The ids of packs.
-            manifests: The digests of manifests, which are condemned for ever; at least one of both.
+            manifests: The digests of manifests, which are condemned for ever.
             run: The run of the collector: 32 hex digits, random.
             now_us: Microseconds since the epoch by home's clock.
+            needed: Returns the digests of manifests that something needs by now: these are not
+                condemned. It is called once whoever publishes one from then on is told.
 
         Raises:
             Conflict: Other collectors were faster a hundred times.
         """
-        new = self._put_segments(packs, manifests, now_us)
+        names, of_packs = set(manifests), self._put_segments(packs, (), now_us)
+        of_names, going = list[SegmentOfList](), set[bytes]()
         for _ in range(_ATTEMPTS):
-            if self._put_next(run, now_us, lambda before: [*before, *new]):
-                newest = self._list(self._look()[1])
+            number = self._look().number
+            if names:
+                self._notice(names)
+                if going != (left := names - needed()):
+                    self._home_blobs.delete([CONDEMNED + one.key for one in of_names])
+                    of_names, going = self._put_segments((), left, now_us), left
+            new = [*of_packs, *of_names]
+            before = self._list(number).segments if number else []
+            if self._put(number + 1, [*before, *new], run, now_us):
+                newest = self._list(self._look().number)
                 if all(one in newest.segments for one in new):
                     return newest
         raise Conflict(f"other collectors condemned packs first {_ATTEMPTS} times; try again later")
+
+    def _notice(self, manifests: Set[bytes]) -> None:
+        """Tell who publishes one of these manifests from now on to take another name.
+
+        Each time by a new notice: somebody may be about to delete those of before.
+        """
+        run = uuid.uuid4().hex
+        body = EarlyCondemned(run=run, packs=sorted(one.hex() for one in manifests))
+        self._home_blobs.put(NOTICE + run, seal_body(Kind.CONDEMNED, body))
+
+    def end_notices(self, *, run: str, now_us: int) -> None:
+        """Delete all notices, behind a list of its own: whoever relies on one looks once more.
+
+        Args:
+            run: The run of the collector: 32 hex digits, random.
+            now_us: Microseconds since the epoch by home's clock.
+        """
+        notices = self._look().notices
+        if notices and self._put_next(run, now_us, lambda before: before):
+            self._home_blobs.delete(notices)
 
     def _put_next(
         self,
@@ -335,7 +422,7 @@ class CondemnedPacks:
 
         It is not when another collector was faster.
         """
-        number = self._look()[1]
+        number = self._look().number
         segments = change(self._list(number).segments if number else [])
         return self._put(number + 1, segments, run, now_us)
 
@@ -467,7 +554,7 @@ class CondemnedPacks:
         With them go the segments that they name and the highest one does not. A segment that no
         list names yet may be that of a collector which is just about to write its list.
         """
-        number = self._look()[1]
+        number = self._look().number
         if not number:
             return
         highest = self._list(number)

@@ -42,7 +42,11 @@ def gone_packs(home: Home, sizes: Mapping[bytes, int]) -> set[bytes]:
 
 
 def lost_since(
-    home: Home, packs: Set[bytes], since_s: float, manifests: Set[bytes] = frozenset()
+    home: Home,
+    packs: Set[bytes],
+    since_s: float,
+    manifests: Set[bytes] = frozenset(),
+    published: Set[bytes] = frozenset(),
 ) -> set[bytes]:
     """Return those of the packs that were condemned, or deleted, since they were all there.
 
@@ -55,11 +59,13 @@ def lost_since(
         since_s: A time by ``running_s`` before anybody looked whether they are there.
         manifests: The digests of manifests; those that are condemned, which they are for ever, are
             returned, too.
+        published: The same of the caller's own, which are returned as well where they are about to
+            be condemned.
 
     Raises:
         Damaged: It is unknown what is condemned.
     """
-    lost = home.condemned.among(packs | manifests)
+    lost = home.condemned.among(packs | manifests, published)
     if running_s() - since_s > LISTED_S / 2:
         lost |= _missing(packs - lost, lambda pack: home.packs.size(pack_key(pack)) > 0)
     return lost

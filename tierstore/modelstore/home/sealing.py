@@ -45,4 +45,5 @@ def seal_fit(home: Home, manifest: Manifest, is_again: bool) -> tuple[Digest, by
 
 def _is_condemned(home: Home, digest: Digest, is_again: bool) -> bool:
     condemned = home.condemned
-    return (is_again or condemned.may_hold(digest.raw)) and bool(condemned.among([digest.raw]))
+    is_asked = is_again or condemned.may_hold(digest.raw)
+    return is_asked and bool(condemned.among((), {digest.raw}))

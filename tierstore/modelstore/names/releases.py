@@ -132,8 +132,8 @@ class Releases:
         return digest
 
     def _look(self, digest: Digest) -> None:
-        """Raise ``Purged`` when the manifest of a release that is there was condemned."""
-        if self._home.reclaims and self._home.condemned.among([digest.raw]):
+        """Raise ``Purged`` when the manifest of a release that is there was, or is, condemned."""
+        if self._home.reclaims and self._home.condemned.among((), {digest.raw}):
             raise Purged(digest)
 
     def get(self, ref: str | Version) -> Release:

@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -210,10 +211,7 @@ class Collector:
         new = work.give_up(mark, new, how.errand)
         names = how.errand.names(mark)
         if (new or names) and lease is not None:
-            condemned = self._home.condemned.condemn(
-                new, names, run=work.run, now_us=int(now_s * 1e6)
-            )
-            _log.info("%d packs condemned by list %d", len(new), condemned.seq)
+            work.condemn(mark, new, names, how.errand)
             how.so_far.condemned(new, mark.holdings)
             cleared = self._cleared(now_s)
         if (new or names or how.errand.doomed) and lease is not None:
@@ -513,6 +511,14 @@ class _Run:
         self.report.repacked = len(done.packs)
         self.report.rewritten_bytes = done.written_bytes
         return (new - done.into) | done.packs
+
+    def condemn(self, mark: Mark, packs: Set[bytes], names: Set[bytes], errand: Errand) -> None:
+        """Condemn packs, and manifests that nothing needs which came since a mark."""
+        now_us, needed = int(self._now_s * 1e6), partial(errand.needed, mark)
+        condemned = self._home.condemned.condemn(
+            packs, names, run=self.run, now_us=now_us, needed=needed
+        )
+        _log.info("%d packs condemned by list %d", len(packs), condemned.seq)
 
     def mark(self, given_up: Set[bytes] = frozenset()) -> Mark:
         """Mark, and heal until a mark finds nothing lacking; without a lease nothing is healed.

@@ -26,7 +26,11 @@ class Errand:
         return False
 
     def names(self, mark: Mark) -> Set[bytes]:
-        """Return the digests of manifests that are condemned with the packs."""
+        """Return the digests of manifests that are condemned with the packs, but for ``needed``."""
+        return frozenset()
+
+    def needed(self, mark: Mark) -> Set[bytes]:
+        """Return the digests of manifests that something needs now that came since a mark."""
         return frozenset()
 
     def rewrote(self, done: Repacked) -> None:

@@ -49,6 +49,8 @@ def tidy(
     merged: dict[str, Sequence[str]] = {}
     with _left_over("condemned segments"):
         merged = _retire(home, condemned, holdings, run, now_us)
+    with _left_over("notices of what is condemned"):
+        home.condemned.end_notices(run=run, now_us=now_us)
     with _left_over("condemned lists"):
         home.condemned.tidy(now_us)
     tidy_unneeded(home, now_s)

@@ -46,7 +46,7 @@ class CopyWriter(Writer):
             Damaged, NotFound: A chunk cannot be read there; nothing was published.
         """
         home = self._home
-        if home.reclaims and home.condemned.among([digest.raw]):
+        if home.reclaims and home.condemned.among((), {digest.raw}):
             raise Conflict(
                 f"exactly the content b3:{digest.hex} was purged from {home.blobs.url}, and is "
                 "not copied there; save it from its source if it is to come back"

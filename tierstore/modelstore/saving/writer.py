@@ -509,13 +509,13 @@ class Writer:
         Called once the version is published, while its sources are still open. A collector looks
         at the versions after it has condemned packs: one of both sees the other.
         """
-        manifests = {digest.raw, *below}
+        own = {digest.raw}
         for _ in range(_ROUNDS):
             relied_on = (self._named | self._healing.leads_to) - self._state.unfit
-            if not (lost := lost_since(self._home, relied_on, self._since_s, manifests)):
+            if not (lost := lost_since(self._home, relied_on, self._since_s, below, own)):
                 return
             # what it lies on first: with another name of its own it would be refused again
-            for one in sorted(manifests & lost, key=lambda raw: raw == digest.raw):
+            for one in sorted((below | own) & lost, key=lambda raw: raw == digest.raw):
                 raise Purged(Digest(one))
             self._store_again(lost)
             self._publish(digest)

@@ -202,15 +202,17 @@ class Carrying(Errand):
         return found
 
     def names(self, mark: Mark) -> Set[bytes]:
-        """Return the digests of the manifests that nothing needs, and that are not condemned.
-
-        As nothing takes that back, what was saved or named since the mark is looked for first.
-        """
+        """Return the digests of the manifests that nothing needs, and that are not condemned."""
         every = set[bytes]().union(*(one.content.manifests for one in self._every))
-        going = every - {one.raw for one in mark.manifests} - mark.condemned.manifests
-        if going and self._marker is not None:
-            going -= {one.raw for one in self._marker.needed_since(mark)}
-        return going
+        return every - {one.raw for one in mark.manifests} - mark.condemned.manifests
+
+    def needed(self, mark: Mark) -> Set[bytes]:
+        """Return the digests of manifests that something needs now that came since a mark.
+
+        What is condemned is so for ever: what was saved or named meanwhile is looked for first.
+        """
+        assert self._marker is not None
+        return {one.raw for one in self._marker.needed_since(mark)}
 
     def rewrote(self, done: Repacked) -> None:
         """Count the bytes of new packs, and keep why some could not be written."""
