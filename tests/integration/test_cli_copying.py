@@ -72,6 +72,19 @@ def test_sync_as_text_json_and_ids(run: Run) -> None:
     assert out == "0 versions copied, 3 there already, 0 left, 0 failed; 0 B sent\n"
 
 
+def test_what_a_release_names_is_told_once_and_other_numbers_are_said(run: Run) -> None:
+    with tierstore.open("store") as store:
+        store.reclaim.enable(wait_s=0)
+        store.remove_alias("m", "prod")
+        store.remove("m@1")
+        store.releases.create("r", ["m@2", "other@1"])
+    code, out, _ = run("sync", "store", "backup")
+    assert code == 0
+    assert "m@2: copied as m@1, " in out
+    assert "\n3 versions copied, 0 there already, 0 left, 0 failed; " in out
+    assert "\n1 version has another number there than here: " in out
+
+
 def test_exit_codes_of_sync(run: Run, tmp_path: Path) -> None:
     assert run("sync", "store", "store")[0] == 2
     assert run("sync", "store", "backup", "--versions", "x")[0] == 2

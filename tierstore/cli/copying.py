@@ -182,14 +182,23 @@ def _print(data: schemas.SyncJson) -> None:
         print(printable(f"{alias.alias}: {said.get(alias.outcome, f'failed: {alias.why}')}"))
     for gone in data.deleted:
         print(printable(f"{gone.version}: {f'stays: {gone.why}' if gone.why else 'removed'}"))
-    copied = _count(data.versions, "copied")
+    copied = len(_of(data.versions, "copied"))
     verb, sent = ("to copy", "to send") if data.dry_run else ("copied", "sent")
     print(
         f"{counted(copied, 'version')} {verb}, {there} there already, "
-        f"{_count(data.versions, 'left')} left, {_count(data.versions, 'failed')} failed; "
+        f"{len(_of(data.versions, 'left'))} left, {len(_of(data.versions, 'failed'))} failed; "
         f"{size(data.sent_bytes)} {sent}"
     )
+    others = sum(one.version not in (None, one.source) for one in _of(data.versions, "copied"))
+    if others:
+        which = "1 version has another number" if others == 1 else f"{others} have other numbers"
+        print(
+            f"{which} there than here: an empty store keeps numbers where removal is allowed in it "
+            "before the first sync ('tierstore gc --enable')"
+        )
 
 
-def _count(versions: Sequence[schemas.CopiedVersionJson], outcome: str) -> int:
-    return sum(one.outcome == outcome for one in versions)
+def _of(
+    versions: Sequence[schemas.CopiedVersionJson], outcome: str
+) -> list[schemas.CopiedVersionJson]:
+    return [one for one in versions if one.outcome == outcome]

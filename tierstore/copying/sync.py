@@ -94,6 +94,8 @@ class Sync:
         self._report = Synced(wanted.dry_run)
         self._pairs: dict[str, Pairs] = {}
         self._unread: TierstoreError | None = None
+        self._told: set[str] = set()
+        """What is in the report: a release names members again that came before it."""
         self._seen: set[bytes] = set()
         """With a dry run, the chunks that would be in the target by now."""
 
@@ -152,7 +154,9 @@ class Sync:
                 continue
             try:
                 for one in self._one(version, pairs):
-                    self._report.versions.append(one)
+                    if one.outcome != "there" or str(one.source) not in self._told:
+                        self._report.versions.append(one)
+                    self._told.add(str(one.source))
                     if one.source == version and one.version is not None:
                         pairs.note(number, one.version)
             except _Refused as error:
