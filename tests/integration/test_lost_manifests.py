@@ -92,9 +92,12 @@ def test_other_versions_can_be_removed_while_one_is_lost(store: Store, blobs: Me
 
 def test_a_patch_whose_base_is_lost_cannot_be_loaded(store: Store, blobs: MemoryStore) -> None:
     store.patch("m@5", {"emb": Rows([1], np.ones((1, 1000), np.float32))}, fold=False)
+    for ref in ("m@5", "m@4"):  # which names m@5 once more
+        store.alias("m", "prod", ref)
     lose(store, blobs, "m@5")
-    with pytest.raises(Damaged, match=r"m@5 .*cannot be loaded.*m@6 .*cannot be loaded"):
+    with pytest.raises(Damaged, match=r"m@5 .*cannot be loaded.*m@6 .*cannot be loaded") as lost:
         collect(store)
+    assert str(lost.value).count("cannot be loaded") == 2, "once for each version"
     store.remove("m@5", "m@6", force=True)
     assert collect(store).freed
 

@@ -123,6 +123,14 @@ class _Orphan(Exception):
     """A manifest that a root needs was purged, and is gone."""
 
 
+def _each_once(roots: Iterable[Root]) -> list[Root]:
+    """Return one root for each version: that of its own, else the first of who names it."""
+    found: dict[tuple[str, Digest], Root] = {}
+    for root in sorted(roots, key=lambda root: bool(root.ref)):  # its own say no more than it
+        found.setdefault((root.ref or root.why, root.digest), root)
+    return list(found.values())
+
+
 def _lost(found: Found, condemned: Condemned) -> dict[Digest, Damaged | NotFound]:
     """Return the releases that are lost; one that is purged, and gone, has no members."""
     return {
@@ -196,7 +204,7 @@ class Marker:
                     continue
             if root.kind == "leased":
                 self._hold(root, mark, given_up)
-        firm = [root for root in found.roots if root.digest in lost and root.is_firm]
+        firm = _each_once(root for root in found.roots if root.digest in lost and root.is_firm)
         refuse({str(root): lost[root.digest] for root in firm}, "cannot be loaded")
         for digest in found.dead - done:
             mark.dead |= self._named(digest)
