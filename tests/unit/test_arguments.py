@@ -241,7 +241,7 @@ def test_a_manifest_that_is_missing_is_no_wrong_argument(
 ) -> None:
     version = store.resolve("ranker")
     (tmp_path / "store" / "versions" / version.digest.hex).unlink()
-    with pytest.raises(NotFound, match="run 'tierstore check'"):
+    with pytest.raises(NotFound, match="run 'tierstore repair'"):
         store.load(version)
 
 

@@ -41,7 +41,9 @@ def digest_of(data: Buffer) -> Digest:
 
 def damaged(name: str, why: str) -> NoReturn:
     """Raise ``Damaged`` for the stored object ``name``."""
-    raise Damaged(f"{name} is damaged: {why}; run 'tierstore check' and restore it from a copy")
+    raise Damaged(
+        f"{name} is damaged: {why}; run 'tierstore repair', which lists what it cannot put right"
+    )
 
 
 def unsupported(name: str, what: str) -> NoReturn:

@@ -21,7 +21,7 @@ from tierstore.modelstore.home.ahead import parallel
 from tierstore.modelstore.home.home import Home
 
 _NAME = re.compile(r"\A.{,300}? is damaged: ")
-_ADVICE = re.compile(r"; (run 'tierstore check'[^;]*|restore it from a copy)\Z")
+_ADVICE = re.compile(r"; (run 'tierstore (?:check|repair)'[^;]*|restore it from a copy)\Z")
 _AT_ONCE = 8
 """Layouts that are read and kept at a time: one may have 60 MB."""
 

@@ -144,12 +144,12 @@ class Moves:
             return type(error)(str(error))  # it may be there
         if self._numbers.get(pack, 1) == 1:
             return NotFound(
-                f"pack {pack.hex()} is missing from {self._tiers.url}; run 'tierstore check' to "
-                "see which versions need it, and restore it from a copy"
+                f"pack {pack.hex()} is missing from {self._tiers.url}; run 'tierstore repair', "
+                "which finds what is left of it, then save the content again or restore the pack"
             )
         return Damaged(
             f"chunk b3:{place.digest.hex()} is lost: pack {pack.hex()} was rewritten without it; "
-            "run 'tierstore check' and save the model again from its source"
+            "run 'tierstore repair', then save the model again from its source"
         )
 
     def _read(

@@ -205,7 +205,8 @@ class Home:
                     "only a copy of that entry can bring it back"
                 ) from None
             raise NotFound(
-                f"{_named(digest)} is missing from {self.blobs.url}; run 'tierstore check'"
+                f"{_named(digest)} is missing from {self.blobs.url}; run 'tierstore repair', "
+                "then save that content again or restore it from a copy of home"
             ) from None
 
     def layout(self, digest: Digest, manifest: Manifest) -> ChunkTable:
@@ -237,7 +238,7 @@ class Home:
         if missing:
             raise NotFound(
                 f"layout {key} does not say where {len(missing)} chunks are, the first "
-                f"b3:{missing[0].hex()}; run 'tierstore check'"
+                f"b3:{missing[0].hex()}; run 'tierstore repair'"
             )
         return table
 

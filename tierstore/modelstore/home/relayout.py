@@ -170,7 +170,7 @@ class PackScan:
         if self.down:
             why = "; ".join(f"tier {name} could not be asked: {e}" for name, e in self.down.items())
             return Unreachable(f"{text}, but it may exist: {why}")
-        return NotFound(f"{text}; run 'tierstore check' and save the model again")
+        return NotFound(f"{text}; run 'tierstore repair', then save the model again")
 
     def _whole(self, chunk: bytes) -> tuple[ChunkPlace, int] | None:
         """Return the best place of a chunk whose bases are there."""

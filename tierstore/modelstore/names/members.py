@@ -48,7 +48,7 @@ def members_of(home: Home, release: Version) -> dict[str, Version]:
         if entry is None or entry.manifest != member.manifest.hex():
             raise Damaged(
                 f"{release} names {member.model}@{member.version}, which its log does not have as "
-                f"b3:{member.manifest.hex()}; run 'tierstore check'"
+                f"b3:{member.manifest.hex()}; run 'tierstore repair'"
             )
         found[member.model] = version_of(member.model, entry)
     if not found:

@@ -112,7 +112,7 @@ class Names:
             except NotFound:
                 raise NotFound(
                     f"{parsed} points to {parsed.model}@{number}, whose entry is missing; "
-                    "run 'tierstore check', and restore it from a copy"
+                    "run 'tierstore repair', or restore it from a copy"
                 ) from None
         elif parsed.prefix is not None:
             entry = self._by_digest(parsed)
