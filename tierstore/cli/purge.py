@@ -320,9 +320,8 @@ def _print_rest(data: schemas.Receipt) -> None:
     if data.unread_packs:
         print(f"{counted(data.unread_packs, 'pack')} in archives, or damaged, not looked into")
     for one in data.left[:_SHOWN]:
-        print(
-            printable(f"left in {one.tier}: pack {one.pack[:12]} of {size(one.bytes)}: {one.why}")
-        )
+        why = one.why or "it was not deleted yet"
+        print(printable(f"left in {one.tier}: pack {one.pack[:12]} of {size(one.bytes)}: {why}"))
     for why in data.waits:
         print(printable(f"waits: {why}"))
 
