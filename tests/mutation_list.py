@@ -7976,25 +7976,50 @@ _CONDEMNED_MANIFESTS = (
     Mutation(
         "entry-whose-answer-was-lost-is-not-taken-back",
         "SPEC 9: A writer that lost the answer reads the entry back.",
-        "modelstore/home/settling.py",
-        "            entry = what.own(error)\n",
-        "            pass\n",
-        ("integration/test_taken_back.py::test_an_entry_whose_answer_was_lost_is_ones_own",),
+        "modelstore/home/refs.py",
+        "                    if self._is_own(entry):\n",
+        "                    if False:\n",
+        ("integration/test_removal_looks.py::test_an_entry_whose_answer_was_lost_is_ones_own",),
+    ),
+    Mutation(
+        "alias-that-a-power-loss-may-take-back-is-not-looked-after",
+        "SPEC 9: What is there but may not be durable is looked at and taken back as any other.",
+        "modelstore/names/names.py",
+        '        new, flaw = appended(lambda: log.append("set", target, message), log.own)\n',
+        '        new, flaw = log.append("set", target, message), None\n',
+        (
+            "integration/test_removal_looks.py"
+            "::test_a_name_that_a_power_loss_may_take_back_is_none_of_what_is_removed",
+        ),
+    ),
+    Mutation(
+        "removal-that-a-power-loss-may-take-back-stays-in-part",
+        "SPEC 9.1: When one of them cannot be appended, it brings back what it has removed.",
+        "modelstore/reclaim/removal.py",
+        "                done.append(self._protocol.forget(entry, note, action))\n",
+        "                flawed = self._protocol.forget(entry, note, action)\n"
+        "                if flawed.flaw is not None:\n"
+        "                    raise flawed.flaw\n"
+        "                done.append(flawed)\n",
+        (
+            "integration/test_removal_looks.py"
+            "::test_an_entry_that_a_power_loss_may_take_back_is_looked_after",
+        ),
     ),
     Mutation(
         "entry-of-another-writer-is-taken-for-ones-own",
         "SPEC 9: It is its own if and only if `write_id` is.",
         "modelstore/home/refs.py",
-        "        if there is None or there.write_id != entry.write_id:\n",
-        "        if there is None:\n",
+        "        return there is not None and there.write_id == entry.write_id\n",
+        "        return there is not None\n",
         ("unit/test_modelstore_refs.py::test_a_place_that_another_writer_took_is_not_ours",),
     ),
     Mutation(
         "undurable-entry-that-is-not-taken-back",
         "SPEC 11: When its manifest is condemned by now the writer MUST take its entry back.",
         "modelstore/home/settling.py",
-        "            entry = what.own(error)\n",
-        "            entry = None if isinstance(error, NotDurable) else what.own(error)\n",
+        "            entry = own(error)\n",
+        "            entry = None if isinstance(error, NotDurable) else own(error)\n",
         (
             "integration/test_taken_back.py::"
             "test_what_may_be_taken_back_by_a_power_loss_is_refused_as_well",

@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -27,13 +28,23 @@ from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import (
     Conflict,
     Damaged,
+    NotDurable,
     NotFound,
     OutOfSpace,
     TierstoreError,
     Unreachable,
     UsageError,
 )
-from tierstore.format.keys import CONDEMNED, LEASES, PACKS, REMOVED_LOG, RESERVE, pack_key
+from tierstore.format.keys import (
+    CONDEMNED,
+    HEAD,
+    LEASES,
+    PACKS,
+    REFS,
+    REMOVED_LOG,
+    RESERVE,
+    pack_key,
+)
 from tierstore.format.reflog import Action, Lease
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.format.tiers import PINS
@@ -443,6 +454,113 @@ def test_a_name_on_a_full_home_stops_a_removal_or_is_taken_back(
                 other.alias("b", "prod", "b@1")
     assert bool(store.aliases("b")) == has_reserve
     assert actions(store, "b") == (["announce", "undelete"] if has_reserve else ["announce"])
+
+
+ALIAS, REMOVED = "/alias/", "/removed/"
+SAYING: dict[str, tuple[str, int, Act]] = {
+    "alias": (ALIAS, 1, lambda store: store.alias("b", "new", "b@1")),
+    "unalias": (ALIAS, 1, lambda store: store.remove_alias("b", "prod")),
+    "rollback": (ALIAS, 1, lambda store: store.rollback("b", "prod")),
+    "rollout": (ALIAS, 1, lambda store: store.rollouts.start("b", "prod", "b@1")),
+    "announce": (REMOVED, 1, lambda store: store.remove("a@1", "m@1")),
+    "forget": (REMOVED, 3, lambda store: store.remove("a@1", "m@1")),
+    "undelete": (REMOVED, 1, lambda store: store.undelete("m@2")),
+}
+"""Entries of names and removals: a part of their keys, which one it is, and who appends it."""
+
+
+@pytest.fixture(scope="module")
+def named(world: MemoryStore, tmp_path_factory: pytest.TempPathFactory) -> MemoryStore:
+    """The same, with an alias b@prod that meant b@1 and means b@2; m@2 is removed."""
+    blobs = copied(world)
+    with opened(blobs, tmp_path_factory.mktemp("named")) as store:
+        store.alias("b", "prod", "b@1")
+        store.alias("b", "prod", "b@2")
+        store.remove("all@1")
+        store.remove("m@2")
+    return blobs
+
+
+def logs(blobs: MemoryStore) -> Mapping[str, int]:
+    """How many entries the logs of names and removals have."""
+    keys = [info.key for info in blobs.list(REFS) if "/versions/" not in info.key]
+    return Counter(key[:-17] for key in keys if not key.endswith(HEAD))
+
+
+@pytest.mark.parametrize("what", SAYING)
+def test_an_entry_whose_answer_was_lost_is_ones_own(
+    named: MemoryStore, tmp_path: Path, what: str
+) -> None:
+    """The put arrived, and neither its answer nor the first one to a question."""
+    part, nth, act = SAYING[what]
+    blobs, whole, put = copied(named), copied(named), list[str]()
+
+    def plan(op: str, key: str, n: int) -> Fault:
+        if op == "put_if_absent" and part in key and len(put) < nth:
+            put.append(key)
+            return "lose-response" if len(put) == nth else None
+        if op == "get" and len(put) == nth and put[-1] == key:
+            put.append("unread")
+            return Unreachable("gone")
+        return None
+
+    with opened(whole, tmp_path / "whole") as store:
+        act(store)
+    with opened(FaultyStore(blobs, plan), tmp_path / "lost") as store:
+        act(store)
+    assert put[-1] == "unread"
+    assert logs(blobs) == logs(whole)
+
+
+def undurable(
+    blobs: MemoryStore, what: str, monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]
+) -> Act:
+    """Let an entry be there and said not to be durable; return who appends it."""
+    (part, nth, act), put = SAYING[what], list[str]()
+
+    def put_if_absent(key: str, data: bytes) -> bool:
+        is_own = MemoryStore.put_if_absent(blobs, key, data)
+        if part in key and len(put) < nth:
+            put.append(key)
+            if len(put) == nth:
+                do()
+                raise NotDurable("the disk did not answer")
+        return is_own
+
+    monkeypatch.setattr(blobs, "put_if_absent", put_if_absent)
+    return act
+
+
+@pytest.mark.parametrize("what", SAYING)
+def test_an_entry_that_a_power_loss_may_take_back_is_looked_after(
+    named: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Who appended it is told so; a removal of several is taken back as a whole."""
+    blobs, whole = copied(named), copied(named)
+    with opened(whole, tmp_path / "whole") as store:
+        SAYING[what][2](store)
+    act = undurable(blobs, what, monkeypatch, lambda: None)
+    with opened(blobs, tmp_path / "lost") as store, pytest.raises(NotDurable):
+        act(store)
+    if what in ("announce", "forget"):
+        with opened(blobs, tmp_path / "after") as store:
+            assert (numbers(store, "a"), numbers(store, "m")) == ([2, 1], [3, 1])
+            assert not store._names.removals.announced("a")
+    else:
+        assert logs(blobs) == logs(whole)
+
+
+@pytest.mark.parametrize("what", ["alias", "rollback", "rollout"])
+def test_a_name_that_a_power_loss_may_take_back_is_none_of_what_is_removed(
+    named: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    blobs = copied(named)
+    with opened(blobs, tmp_path / "other") as other, opened(blobs, tmp_path / "lost") as store:
+        act = undurable(blobs, what, monkeypatch, lambda: say(other, "forget", "b", 1))
+        with pytest.raises(NotFound, match="b@1 was removed on"):
+            act(store)
+        assert {str(one.version) for one in store.aliases("b")} == {"b@2"}
+        assert not store.rollouts.running()
 
 
 def test_a_name_whose_look_at_removals_fails_is_taken_back(

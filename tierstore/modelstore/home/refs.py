@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import NamedTuple
 
 from tierstore.arguments import as_message
@@ -17,6 +18,7 @@ from tierstore.errors import (
     BackendError,
     Conflict,
     Damaged,
+    NotDurable,
     NotFound,
     OutOfSpace,
     TierstoreError,
@@ -265,6 +267,7 @@ class RefLog:
 
         Raises:
             Conflict: Other writers came first a thousand times.
+            NotDurable: It is there, but a power loss may take it back.
             UsageError: The message is no text.
         """
         from importlib.metadata import version as package_version  # slow, and only writers need it
@@ -289,15 +292,30 @@ class RefLog:
                 tool=f"tierstore {package_version('tierstore')}",
                 versions=list(versions),
             )
-            try:
-                is_own = create_once(self._home_blobs, self.key_of(seq), seal_body(Kind.REF, entry))
-            except BackendError as error:
-                error.unanswered = entry
-                raise
-            if is_own:
+            if self._create(entry):
                 self._tell(seq)
                 return entry
         raise Conflict(f"{self.title}: other writers came first {_ATTEMPTS} times; try again later")
+
+    def _create(self, entry: RefEntry) -> bool:
+        """Create an entry; return whether it is this writer's, also where the answer was lost.
+
+        An error has it as ``unanswered``: it may be there all the same.
+        """
+        try:
+            data = seal_body(Kind.REF, entry)
+            return create_once(self._home_blobs, self.key_of(entry.seq), data)
+        except BackendError as error:
+            error.unanswered = entry
+            if not isinstance(error, NotDurable):
+                with suppress(TierstoreError):
+                    if self._is_own(entry):
+                        return True
+            raise
+
+    def _is_own(self, entry: RefEntry) -> bool:
+        there = self._find(entry.seq)
+        return there is not None and there.write_id == entry.write_id
 
     def _skew_s(self, action: Action) -> float:
         """Return by how many seconds the clock of an entry is ahead of this machine's.
@@ -322,10 +340,7 @@ class RefLog:
             BackendError: Home cannot be asked.
         """
         entry = error.unanswered if isinstance(error, BackendError) else None
-        if not isinstance(entry, RefEntry):
-            return None
-        there = self._find(entry.seq)
-        if there is None or there.write_id != entry.write_id:
+        if not isinstance(entry, RefEntry) or not self._is_own(entry):
             return None
         self._tell(entry.seq)
         return entry

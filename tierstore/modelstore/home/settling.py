@@ -108,24 +108,39 @@ def publish(
     raise AssertionError("the last round returns or raises")
 
 
-def _append(
-    what: Publication[_T], digest: Digest, look: Callable[[Digest], None]
+def appended(
+    append: Callable[[], _T], own: Callable[[BaseException], _T | None]
 ) -> tuple[_T, NotDurable | None]:
-    """Append the entry that names a manifest; return it, and what is wrong although it is there.
+    """Append an entry; return it, and what is wrong although it is there.
 
-    One whose answer was lost is there as any other, and looked at and taken back likewise.
+    One whose answer was lost is there as any other, and so is one that a power loss may take back:
+    they are looked at and taken back likewise.
+
+    Args:
+        append: Writes the entry, and returns it.
+        own: Finds it where that ended with this error; ``None`` where there is none.
     """
     try:
-        return what.append(digest), None
+        return append(), None
     except TierstoreError as error:
         entry = None
         with suppress(TierstoreError):
-            entry = what.own(error)
-        if entry is None:  # nobody knows whether it is there: then at least all that it needs is
-            with suppress(TierstoreError):
-                look(digest)
+            entry = own(error)
+        if entry is None:
             raise
         return entry, error if isinstance(error, NotDurable) else None
+
+
+def _append(
+    what: Publication[_T], digest: Digest, look: Callable[[Digest], None]
+) -> tuple[_T, NotDurable | None]:
+    """Append the entry that names a manifest; see ``appended``."""
+    try:
+        return appended(partial(what.append, digest), what.own)
+    except TierstoreError:  # nobody knows whether it is there: then at least all that it needs is
+        with suppress(TierstoreError):
+            look(digest)
+        raise
 
 
 def _each_time(digest: Digest) -> Purged:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
-from tierstore.errors import Conflict, NotFound, TierstoreError
+from tierstore.errors import Conflict, NotDurable, NotFound, TierstoreError
 from tierstore.format.keys import version_key
 from tierstore.format.reflog import Action, RefEntry
 from tierstore.format.storeconfig import reclaims
@@ -19,7 +19,7 @@ from tierstore.modelstore.home.ahead import parallel
 from tierstore.modelstore.home.home import Home, read_config
 from tierstore.modelstore.home.refs import RefLog, RefTarget
 from tierstore.modelstore.home.reserve import with_reserve
-from tierstore.modelstore.home.settling import Purged, retold, taken_back
+from tierstore.modelstore.home.settling import Purged, appended, retold, taken_back
 from tierstore.modelstore.names.members import contents_of, members_of
 from tierstore.modelstore.names.purgerecords import give_order, take_order_back
 from tierstore.modelstore.names.removalprotocol import (
@@ -129,16 +129,17 @@ class Named:
         """
         number = before.version
         if number is not None and not self._is_known_as_removed(model, number):
-            new = self._append_behind(log, action, new, before, note)
-            where = f"{log.title} points to {model}@{number} as before"
+            new, flaw = self._append_behind(log, action, new, before, note)
+            told = "" if flaw is None else f", but: {flaw}"
+            where = f"{log.title} points to {model}@{number} as before{told}"
             try:
                 self._see(version_of(model, self._home.log(model).entry(number)), False)
                 return where
             except TierstoreError as error:
                 if not self._is_known_as_removed(model, number):
                     return f"{where}; looking at that ended with: {error}"
-        self._append_behind(log, "remove", new, RefTarget(None, None, new.seq), note)
-        return f"{log.title} is gone"
+        _, flaw = self._append_behind(log, "remove", new, RefTarget(None, None, new.seq), note)
+        return f"{log.title} is gone" + ("" if flaw is None else f", but: {flaw}")
 
     def _is_known_as_removed(self, model: str, number: int) -> bool:
         try:
@@ -148,13 +149,16 @@ class Named:
 
     def _append_behind(
         self, log: RefLog, action: Action, seen: RefEntry, to: RefTarget, note: str
-    ) -> RefEntry:
+    ) -> tuple[RefEntry, NotDurable | None]:
         def target(last: RefEntry | None) -> RefTarget:
             if last is None or last.seq != seen.seq:
                 raise Conflict(f"somebody moved {log.title} again just now; look at it")
             return to
 
-        return with_reserve(self._home.blobs, lambda: log.append(action, target, note))
+        return appended(
+            lambda: with_reserve(self._home.blobs, lambda: log.append(action, target, note)),
+            log.own,
+        )
 
     def _see(self, version: Version, is_settled: bool) -> None:
         note = f"{version} is named again"
@@ -273,7 +277,8 @@ class Named:
             return True
         try:
             if not self._is_needed(version):
-                self.protocol.forget(announced, note, action)
+                if (flaw := self.protocol.forget(announced, note, action).flaw) is not None:
+                    raise flaw
                 return True
         except Conflict:  # somebody named it, or removed it
             return version.number in self._removals.of(version.model)

@@ -17,7 +17,7 @@ from tierstore.ids import FULL, Digest, ModelRef, check_alias, check_name
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.refs import RefLog, RefTarget
 from tierstore.modelstore.home.reserve import with_reserve
-from tierstore.modelstore.home.settling import Publication
+from tierstore.modelstore.home.settling import Publication, appended
 from tierstore.modelstore.names.aliaslog import goes_back_to
 from tierstore.modelstore.names.members import members_of, refuse_release, variant_of, variants_of
 from tierstore.modelstore.names.named import Keep, Named
@@ -487,8 +487,10 @@ class Names:
         check_case("alias", alias, self.home.aliases(model))
         check_features(self.home.config, "write", self.home.blobs.url)
         log = self.home.log(model, ALIASES + alias)
-        new = log.append("set", target, message)
+        new, flaw = appended(lambda: log.append("set", target, message), log.own)
         self._look_again(version_of(model, entry), log, new, is_settled=is_settled)
+        if flaw is not None:
+            raise flaw
 
     def _look_again(
         self, version: Version, log: RefLog, new: RefEntry, *, is_settled: bool = False
@@ -550,10 +552,12 @@ class Names:
                 )
             return RefTarget(before.version, before.manifest, before.previous)
 
-        entry = log.append("rollback", target, message)
+        entry, flaw = appended(lambda: log.append("rollback", target, message), log.own)
         assert entry.version is not None
         version = version_of(model, self.home.log(model).entry(entry.version))
         self._look_again(version, log, entry)
+        if flaw is not None:
+            raise flaw
         return Alias(model, alias, version)
 
 

@@ -35,18 +35,22 @@ Home may be full: each entry may use the reserve, as nobody can free anything ot
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from tierstore.errors import Conflict, OutOfSpace, TierstoreError
+from tierstore.errors import Conflict, NotDurable, OutOfSpace, TierstoreError
 from tierstore.format.keys import REMOVED_LOG
 from tierstore.format.reflog import MAX_REMOVED, Action, RefEntry
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.refs import NOWHERE, RefTarget
 from tierstore.modelstore.home.reserve import NO_RESERVE, with_reserve
+from tierstore.modelstore.home.settling import appended
 from tierstore.modelstore.names.removed import Removals
+
+_log = logging.getLogger("tierstore.removal")
 
 Removal: TypeAlias = Literal["forget", "purge"]
 """The action of an entry that removes versions: within a window, or for good."""
@@ -60,11 +64,13 @@ class Appended:
         model: The model's name.
         numbers: The versions, rising.
         seq: The entry's number in the log of removals.
+        flaw: What is wrong although it is there: a power loss may take it back.
     """
 
     model: str
     numbers: Sequence[int]
     seq: int
+    flaw: NotDurable | None = None
 
 
 class _Over(Exception):
@@ -95,6 +101,7 @@ class RemovalProtocol:
 
         Raises:
             Conflict: One of them is removed already.
+            NotDurable: A power loss may take the last entry back.
         """
 
         def check() -> None:
@@ -104,7 +111,10 @@ class RemovalProtocol:
 
         batches = [numbers[at : at + MAX_REMOVED] for at in range(0, len(numbers), MAX_REMOVED)]
         for batch in batches:
-            yield Appended(model, batch, self._append("announce", model, batch, note, check).seq)
+            entry, flaw = self._append("announce", model, batch, note, check)
+            yield Appended(model, batch, entry.seq, flaw)
+            if flaw is not None:
+                raise flaw
 
     def forget(self, announced: Appended, note: str, action: Removal = "forget") -> Appended:
         """Remove what was announced, and return the entry that says so.
@@ -128,7 +138,8 @@ class RemovalProtocol:
                     )
 
         model, numbers = announced.model, announced.numbers
-        return Appended(model, numbers, self._append(action, model, numbers, note, check).seq)
+        entry, flaw = self._append(action, model, numbers, note, check)
+        return Appended(model, numbers, entry.seq, flaw)
 
     def purge_removed(self, model: str, number: int, note: str) -> None:
         """Remove a version for good that is removed already: who names it sees that.
@@ -141,7 +152,9 @@ class RemovalProtocol:
             if number not in self._removals.of(model):
                 raise Conflict(f"{model}@{number} was brought back just now: try again")
 
-        self._append("purge", model, [number], note, check)
+        _, flaw = self._append("purge", model, [number], note, check)
+        if flaw is not None:
+            raise flaw
 
     def stop(self, model: str, number: int, note: str) -> bool:
         """Stop the removal of a version that was announced, and is not done yet.
@@ -161,13 +174,16 @@ class RemovalProtocol:
 
         removed, announced = self._removals.both(model)
         if number in announced:
+            flaw: NotDurable | None = None
             with suppress(_Over):  # it is done by now, or somebody else has stopped it
-                self._append("undelete", model, [number], note, check)
+                _, flaw = self._append("undelete", model, [number], note, check)
+            if flaw is not None:
+                raise flaw
             removed = self._removals.of(model)
         return number in removed
 
-    def bring_back(self, model: str, numbers: Sequence[int], note: str) -> None:
-        """Bring removed versions back.
+    def bring_back(self, model: str, numbers: Sequence[int], note: str) -> NotDurable | None:
+        """Bring removed versions back; return what is wrong although that is done.
 
         Raises:
             Conflict: One of them is not removed any more.
@@ -181,7 +197,7 @@ class RemovalProtocol:
             for number in numbers:
                 self._removals.refuse_purged(model, number)
 
-        self._append("undelete", model, numbers, note, check)
+        return self._append("undelete", model, numbers, note, check)[1]
 
     def undo(self, own: Appended, note: str) -> list[int]:
         """Undo an entry that announced or removed versions.
@@ -198,7 +214,9 @@ class RemovalProtocol:
 
         while ours := self._newest(own):
             with suppress(_Over):  # somebody else was faster with one of them
-                self._append("undelete", own.model, ours, note, check)
+                _, flaw = self._append("undelete", own.model, ours, note, check)
+                if flaw is not None:  # what it undoes has ended with an error that is told
+                    _log.warning("%s", flaw)
                 break
         return ours
 
@@ -217,7 +235,7 @@ class RemovalProtocol:
         numbers: Sequence[int],
         note: str,
         check: Callable[[], None],
-    ) -> RefEntry:
+    ) -> tuple[RefEntry, NotDurable | None]:
         """Append an entry behind a log that ``check`` has read to its end, and allows that."""
 
         def target(last: RefEntry | None) -> RefTarget:
@@ -226,7 +244,12 @@ class RemovalProtocol:
 
         log = self._home.log(model, REMOVED_LOG)
         try:
-            return with_reserve(self._home.blobs, lambda: log.append(action, target, note, numbers))
+            return appended(
+                lambda: with_reserve(
+                    self._home.blobs, lambda: log.append(action, target, note, numbers)
+                ),
+                log.own,
+            )
         except OutOfSpace as full:
             raise OutOfSpace(f"{full}. {NO_RESERVE}") from full
 

@@ -19,7 +19,14 @@ from typing import Any, Literal
 import msgspec
 
 from tierstore.arguments import as_list, as_message, as_table
-from tierstore.errors import Conflict, GateClosed, NotFound, TierstoreError, UsageError
+from tierstore.errors import (
+    Conflict,
+    GateClosed,
+    NotDurable,
+    NotFound,
+    TierstoreError,
+    UsageError,
+)
 from tierstore.format import keys
 from tierstore.format.checks import Broken
 from tierstore.format.readback import in_words
@@ -27,6 +34,7 @@ from tierstore.format.reflog import FULL_SHARE, Action, Gate, RefEntry, Rollout
 from tierstore.ids import Digest, check_alias, check_name
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.refs import RefLog, RefTarget
+from tierstore.modelstore.home.settling import appended
 from tierstore.modelstore.names.members import contents_of
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.reports import GateState, gate_states, parse_gate, write_report
@@ -153,8 +161,10 @@ class Rollouts:
         # before any node turns to the new version
         self._hold(log, contents_of(self._home, self._version(model, last)))
         try:
-            entry = self._append(log, "start", last, self._same(last, rollout), message)
+            entry, flaw = self._append(log, "start", last, self._same(last, rollout), message)
             self._look_again(log, to, entry, last)
+            if flaw is not None:
+                raise flaw
         except BaseException:
             self.settle(model, alias)
             raise
@@ -201,9 +211,11 @@ class Rollouts:
         target = self._same(last, rollout)
         if is_over:
             target = RefTarget(rollout.version, rollout.manifest, last.seq)
-        entry = self._append(log, "finish" if is_over else "step", last, target, message)
+        entry, flaw = self._append(log, "finish" if is_over else "step", last, target, message)
         try:
             self._look_again(log, status.new, entry, last)
+            if flaw is not None:
+                raise flaw
         except BaseException:
             self.settle(model, alias)
             raise
@@ -229,7 +241,9 @@ class Rollouts:
         if rollout.paused == paused:
             raise Conflict(f"{log.title} is {'paused' if paused else 'not paused'} already")
         target = self._same(last, msgspec.structs.replace(rollout, paused=paused))
-        entry = self._append(log, "pause" if paused else "resume", last, target, message)
+        entry, flaw = self._append(log, "pause" if paused else "resume", last, target, message)
+        if flaw is not None:
+            raise flaw
         return self._status(model, log, entry)
 
     def abort(self, model: str, alias: str, *, message: str | None = None) -> Version:
@@ -238,8 +252,10 @@ class Rollouts:
         last = self._current(log, model, alias)
         self._running(log, last)
         old = self._version(model, last)
-        self._append(log, "abort", last, self._same(last, None), message)
+        _, flaw = self._append(log, "abort", last, self._same(last, None), message)
         self.settle(model, alias)
+        if flaw is not None:
+            raise flaw
         return old
 
     def settle(self, model: str, alias: str) -> None:
@@ -345,13 +361,13 @@ class Rollouts:
     @staticmethod
     def _append(
         log: RefLog, action: Action, seen: RefEntry, target: RefTarget, message: str | None
-    ) -> RefEntry:
+    ) -> tuple[RefEntry, NotDurable | None]:
         def only_after_what_was_seen(last: RefEntry | None) -> RefTarget:
             if last is None or last.seq != seen.seq:
                 raise Conflict(f"somebody else changed {log.title} just now; look at it and retry")
             return target
 
-        return log.append(action, only_after_what_was_seen, message)
+        return appended(lambda: log.append(action, only_after_what_was_seen, message), log.own)
 
 
 def _checked(fields: Mapping[str, Any]) -> Rollout:

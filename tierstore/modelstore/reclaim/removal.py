@@ -290,6 +290,8 @@ class Removing:
             self._look(plan, holders)
             for entry in announced:
                 done.append(self._protocol.forget(entry, note, action))
+                if done[-1].flaw is not None:
+                    raise done[-1].flaw
         except BaseException as error:
             for entry in reversed(done if action == "forget" else []):  # members before releases
                 self._take_back(entry, undone(error))
@@ -360,8 +362,10 @@ class Removing:
         check_enabled(self._home)
         self._names.removals.refuse_purged(version.model, version.number)
         self._see_whole(version)  # what is gone already never comes into force, if we end here, too
-        self._protocol.bring_back(version.model, [version.number], note)
+        flaw = self._protocol.bring_back(version.model, [version.number], note)
         self._settle(version, None)
+        if flaw is not None:
+            raise flaw
         return version
 
     def _settle(self, version: Version, note: str | None) -> None:
