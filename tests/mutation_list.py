@@ -7028,11 +7028,22 @@ _LOST_LOGS = (
         "over-before-what-is-open",
         "SPEC 10.1: what is over of a model is before all entries whose window is not over.",
         "modelstore/reclaim/roots.py",
-        "[seq for seq in over if seq < first_open]",
+        "[entry for entry in over if entry.seq < first_open]",
         "over",
         (
             "integration/test_damaged_retention.py::"
             "test_what_was_removed_when_the_clock_was_behind_ends_no_earlier_window",
+        ),
+    ),
+    Mutation(
+        "over-by-the-number-of-what-was-lost",
+        "SPEC 10.1: An entry with a later time is not meant by `over`.",
+        "modelstore/home/retention.py",
+        "        return is_known and entry.seq <= self.entries.get(model, 0)\n",
+        "        return entry.seq <= self.entries.get(model, 0)\n",
+        (
+            "integration/test_damaged_retention.py"
+            "::test_what_is_removed_under_a_number_that_was_lost_has_its_window",
         ),
     ),
     Mutation(

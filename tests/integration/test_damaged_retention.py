@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tierstore
-from tests.integration.kit import created, equal
+from tests.integration.kit import created, equal, opened
 from tierstore import Rows
 from tierstore.blobs.base import BlobInfo
 from tierstore.blobs.memory import MemoryStore
@@ -288,6 +288,24 @@ def test_what_was_removed_ahead_and_is_over_ends_no_later_window(store: Store) -
     newest = {str(one.version): one for one in store.deleted()}
     for ref in ("a@2", "b@1"):
         assert newest[ref].until > datetime.now(UTC) + timedelta(days=6)
+
+
+def test_what_is_removed_under_a_number_that_was_lost_has_its_window(
+    store: Store, tmp_path: Path
+) -> None:
+    """A collection took the lost entries for over; what was removed by them others have as well."""
+    store.save("c", content(11), base=None)
+    store.save("c", content(50), base=None)
+    store.remove("c@1")
+    store.reclaim.run(window=NOW, grace=NOW)
+    prefix = ref_prefix("c", REMOVED_LOG)
+    store._blobs.delete([info.key for info in store._blobs.list(prefix)])
+    with opened(store._blobs, tmp_path / "new") as other:
+        other.remove("c@2", force=True)
+        assert other.reclaim.run(grace=NOW).of("deleted") == []
+        [gone] = other.deleted("c")
+        assert gone.until > datetime.now(UTC) + timedelta(days=6)
+        other.undelete("c@2")
 
 
 def test_what_was_removed_when_the_clock_was_behind_ends_no_earlier_window(store: Store) -> None:

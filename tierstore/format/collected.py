@@ -73,6 +73,8 @@ class Collected(Body, frozen=True, kw_only=True):
             later; 0 if there is none.
         over: The entry of a model's log of removals until which none can be undone for certain, by
             the model's name: models may have windows of their own.
+        over_times_us: When the latest of these entries was written by its own time, in microseconds
+            since the epoch, by the model's name: what is later has the number of a lost entry.
         logs: How many entries each ref log had, by ``<model>/<name>`` as in its keys.
     """
 
@@ -86,6 +88,7 @@ class Collected(Body, frozen=True, kw_only=True):
     no_waste: bytes = b""
     over_us: Microseconds = 0
     over: dict[str, Count] = msgspec.field(default_factory=dict)
+    over_times_us: dict[str, Microseconds] = msgspec.field(default_factory=dict)
     logs: dict[str, Count] = msgspec.field(default_factory=dict)
 
     def check(self) -> None:

@@ -74,10 +74,14 @@ class Over:
     Attributes:
         until_us: Those up to this time are over, in microseconds since the epoch; 0 for none.
         entries: Those up to this entry of a model's log of removals are over, by model.
+        times_us: When the latest of these was written, in microseconds since the epoch, by model;
+            of collectors of before it is not known. An entry that is later has the number of one
+            that was lost.
     """
 
     until_us: int = 0
     entries: Mapping[str, int] = field(default_factory=dict)
+    times_us: Mapping[str, int] = field(default_factory=dict)
 
     def has(self, model: str, entry: RefEntry) -> bool:
         """Return whether what an entry removed of a model is not promised any more."""
@@ -89,15 +93,20 @@ class Over:
         A time alone ends none: where home's clock went back, what is removed now may have that of
         before.
         """
-        return entry.seq <= self.entries.get(model, 0)
+        is_known = entry.time_us <= self.times_us.get(model, entry.time_us)
+        return is_known and entry.seq <= self.entries.get(model, 0)
 
     def __or__(self, other: Over) -> Over:
         """Return what is over by one of both."""
-        models = self.entries.keys() | other.entries.keys()
         return Over(
             max(self.until_us, other.until_us),
-            {one: max(self.entries.get(one, 0), other.entries.get(one, 0)) for one in models},
+            _highest(self.entries, other.entries),
+            _highest(self.times_us, other.times_us),
         )
+
+
+def _highest(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {key: max(one.get(key, 0), other.get(key, 0)) for key in one.keys() | other.keys()}
 
 
 NONE_OVER = Over()
@@ -106,7 +115,7 @@ NONE_OVER = Over()
 def read_over(home_blobs: BlobStore) -> Over:
     """Return which removals collections took for over; none where that is lost."""
     found = read_collected(home_blobs)
-    return Over() if found is None else Over(found.over_us, found.over)
+    return Over() if found is None else Over(found.over_us, found.over, found.over_times_us)
 
 
 def window_s(home_blobs: BlobStore, model: str) -> int:

@@ -71,7 +71,7 @@ def read_kept(home_blobs: BlobStore, now_s: float) -> Kept:
         {key: frozenset(ids) for key, ids in found.writers.items()},
         found.last,
         found.no_waste,
-        Over(found.over_us, found.over),
+        Over(found.over_us, found.over, found.over_times_us),
         found.logs,
     )
 
@@ -144,6 +144,7 @@ def write_kept(home_blobs: BlobStore, kept: Kept, now_s: float) -> None:
         no_waste=kept.no_waste,
         over_us=kept.over.until_us,
         over=dict(sorted(kept.over.entries.items())),
+        over_times_us=dict(sorted(kept.over.times_us.items())),
         logs=dict(kept.logs),
     )
     try:

@@ -402,9 +402,11 @@ def _over(logs: Iterable[Log], now: _Now) -> Over:
     as models may have windows of their own; and not what seems to be removed in the future, or all
     that is removed until then would be over.
     """
-    over_us, open_us, entries = [0], list[float](), dict[str, int]()
+    over_us, open_us = [0], list[float]()
+    entries, times_us = dict[str, int](), dict[str, int]()
     for log in logs:
-        ends_s, over, first_open = now.ends_s.get(log.model, {}), list[int](), len(log.entries) + 1
+        ends_s, first_open = now.ends_s.get(log.model, {}), len(log.entries) + 1
+        over = list[RefEntry]()
         for number, entry in _removed(log.entries).items():
             if entry.action != "forget":
                 continue
@@ -413,11 +415,12 @@ def _over(logs: Iterable[Log], now: _Now) -> Over:
                 first_open = min(first_open, entry.seq)
                 continue
             over_us.append(min(entry.time_us, int(now.now_s * 1e6)))
-            over.append(entry.seq)
-        if before := [seq for seq in over if seq < first_open]:
-            entries[log.title] = max(before)
+            over.append(entry)
+        if before := [entry for entry in over if entry.seq < first_open]:
+            entries[log.title] = max(entry.seq for entry in before)
+            times_us[log.title] = max(entry.time_us for entry in before)
     first_open_us = min(open_us, default=math.inf)
-    return Over(max(one for one in over_us if one < first_open_us), entries)
+    return Over(max(one for one in over_us if one < first_open_us), entries, times_us)
 
 
 def _removed(entries: Iterable[RefEntry]) -> Removed:
