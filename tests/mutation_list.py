@@ -4224,7 +4224,7 @@ _RECLAIM = (
         "settled-after-an-error",
         "SPEC 11: step 7: the entry may be there although its answer was lost.",
         "modelstore/home/settling.py",
-        "            with suppress(TierstoreError):\n                look(digest)\n",
+        "        with suppress(TierstoreError):\n            look(digest)\n",
         "",
         ("integration/test_condemned.py::test_an_entry_whose_answer_was_lost_is_looked_after",),
     ),
@@ -4975,8 +4975,10 @@ _REMOVAL = (
         "removals-stopped-without-the-reserve",
         "SPEC 10.1: Who appends to a log of removals and finds no room MAY delete the reserve.",
         "modelstore/names/removalprotocol.py",
-        "return with_reserve(self._home.blobs, lambda: log.append(action, target, note, numbers))",
-        "return log.append(action, target, note, numbers)",
+        "                lambda: with_reserve(\n"
+        "                    self._home.blobs, lambda: log.append(action, target, note, numbers)\n"
+        "                ),\n",
+        "                lambda: log.append(action, target, note, numbers),\n",
         (
             "integration/test_removal_looks.py::test_a_name_on_a_full_home_stops_a_removal_or_is_taken_back",
         ),
@@ -7036,6 +7038,22 @@ _LOST_LOGS = (
         ),
     ),
     Mutation(
+        "holder-known-by-its-message",
+        "SPEC 11: The tool of an entry that only has a number taken says so.",
+        "format/reflog.py",
+        "        return self.tool.endswith(HOLDS_NUMBER)\n",
+        '        return self.message.startswith("holds the number")\n',
+        ("integration/test_copy_sync.py::test_no_message_makes_a_version_one_that_holds_a_number",),
+    ),
+    Mutation(
+        "holder-that-goes-while-its-copy-goes-on",
+        "SPEC 11: Who collects removes it where there is no writer's lease after that.",
+        "modelstore/reclaim/unpromised.py",
+        'if not mark.holders or in_force(home.blobs, "writer"):',
+        "if not mark.holders:",
+        ("integration/test_copy_sync.py::test_what_holds_numbers_is_removed_by_a_collection",),
+    ),
+    Mutation(
         "over-by-the-number-of-what-was-lost",
         "SPEC 10.1: An entry with a later time is not meant by `over`.",
         "modelstore/home/retention.py",
@@ -7332,9 +7350,9 @@ _PROMISES = (
         "hint-after-its-entry",
         "SPEC 11: ref entry: now the version exists, and `HEAD`.",
         "modelstore/home/refs.py",
-        "                is_own = create_once(self._home_blobs, self.key_of(seq),",
-        "                self._hint(seq)\n"
-        "                is_own = create_once(self._home_blobs, self.key_of(seq),",
+        "            return create_once(self._home_blobs, self.key_of(entry.seq), data)\n",
+        "            self._hint(entry.seq)\n"
+        "            return create_once(self._home_blobs, self.key_of(entry.seq), data)\n",
         (
             "integration/test_crash.py::test_a_crash_after_every_write",
             "integration/test_patches.py::test_a_crash_leaves_the_old_or_the_new",
@@ -7972,7 +7990,7 @@ _CONDEMNED_MANIFESTS = (
         "dead-writer-is-not-ended",
         "SPEC 10.1: If it is a version in force, the collector MUST append a `purge` of it.",
         "modelstore/reclaim/collector.py",
-        "            self._end_orphans(mark)\n",
+        "            end_orphans(self._home, mark, self._lease)\n",
         "",
         ("integration/test_condemned_manifests.py::test_what_a_dead_writer_left_stops_nobody",),
     ),
@@ -8097,9 +8115,9 @@ _PURGE = (
     Mutation(
         "purge-of-what-a-dead-writer-left-without-an-order",
         "SPEC 10.1: Before that an order, if no order has its manifest.",
-        "modelstore/reclaim/collector.py",
-        "                    give_order(self._home, root.model, root.number, note)\n",
-        "                    pass\n",
+        "modelstore/reclaim/unpromised.py",
+        "                give_order(home, root.model, root.number, note)\n",
+        "                pass\n",
         (f"{_RECORDS}::test_a_patch_on_what_was_purged_meanwhile_has_an_order",),
     ),
     Mutation(

@@ -18,6 +18,7 @@ from tierstore.copying.report import Synced
 from tierstore.copying.sync import Sync, Wanted, sync_stores
 from tierstore.errors import Damaged, InvalidName, NotFound, Unreachable, UsageError
 from tierstore.format.keys import REFS, version_key
+from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.saving.copier import CopyWriter
 from tierstore.modelstore.store import Store
@@ -252,6 +253,31 @@ def test_what_holds_numbers_is_removed_by_the_next_sync(
         equal(target.load("m@1").load(), target.load("m@2").load())
     synced(source, target, models=["m"])
     assert [version.number for version in target.versions("m")] == [3, 2]
+
+
+def test_what_holds_numbers_is_removed_by_a_collection(
+    source: Store, target: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy was killed; not so while it may go on, and what is named stays."""
+    for value in (5, 6, 7):
+        source.save("k", model(value))
+    source.remove("k@1", "k@2")
+    monkeypatch.setattr(ModelCopy, "remove_holders", lambda self: None)
+    synced(source, target, models=["k"])
+    target.alias("k", "own", "k@2")
+    with WriterLease(target._parts.home.blobs):
+        target.reclaim.run()
+    assert [version.number for version in target.versions("k")] == [3, 2, 1]
+    target.reclaim.run()
+    assert [version.number for version in target.versions("k")] == [3, 2]
+
+
+def test_no_message_makes_a_version_one_that_holds_a_number(source: Store, target: Store) -> None:
+    held = "holds the number of a version that was not copied"
+    source.save("m", model(9), message=held)
+    for _ in range(2):
+        synced(source, target, models=["m"])
+        assert [version.number for version in target.versions("m")] == [4, 3, 2, 1]
 
 
 def test_what_holds_numbers_goes_with_a_version_that_is_refused(

@@ -18,8 +18,8 @@ from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version, version_of
 from tierstore.progress import Progress
 
-HOLDER = "holds the number of a version that was not copied"
-"""The message of an entry that stands for no version, and is removed at once."""
+_HOLDER = "holds the number of a version that was not copied"
+"""What the log says of an entry that stands for no version, and is removed at once."""
 
 MOST_HELD = 1000
 """A version before which more numbers are free takes the next one: each costs an entry."""
@@ -178,18 +178,21 @@ class ModelCopy:
         if number - following > MOST_HELD:
             return
         while following < number:
-            held = self._target._names.publish(self._into, digest, HOLDER)
+            held = self._target._names.hold_number(self._into, digest, _HOLDER)
             self._note(held)
             self._held.append(held.seq)
             self._is_held = True
             following = held.seq + 1
 
     def remove_holders(self) -> None:
-        """Remove the entries that hold numbers, those of a copy that was killed, too."""
+        """Remove the entries that hold numbers, those of a copy that was killed, too.
+
+        Those of which the content is not there as a version are left to a collection.
+        """
         if not self._is_held:
             return
-        held = [n for n, one in self.entries.items() if self.holds(one) and n not in self.removed]
-        newer = {one.manifest for one in self.entries.values() if not self.holds(one)}
+        held = [n for n, one in self.entries.items() if one.holds_number and n not in self.removed]
+        newer = {one.manifest for one in self.entries.values() if not one.holds_number}
         going = [n for n in held if self.entries[n].manifest in newer]
         self._remove_held(sorted(going))
         self._is_held = len(held) > len(going)
@@ -198,13 +201,8 @@ class ModelCopy:
         """Remove entries that hold numbers; nobody loads them as the newest version after that."""
         if numbers:
             refs = [f"{self._into}@{number}" for number in numbers]
-            self._target.remove(*refs, force=True, message=HOLDER)
+            self._target.remove(*refs, force=True, message=_HOLDER)
             self.removed = self._target._names.removals.of(self._into)
-
-    @staticmethod
-    def holds(entry: RefEntry) -> bool:
-        """Return whether an entry of the target holds a number and stands for no version."""
-        return entry.message == HOLDER
 
     def _copy_variants(
         self, version: Version, there: Version, *, heal: bool

@@ -59,9 +59,7 @@ class Pairs:
         }
         self.unread: dict[int, str] = {}
         own = list(self._as_there(name, entries.values()))
-        self._matched = match(
-            own, [one for one in copier.entries.values() if not copier.holds(one)]
-        )
+        self._matched = match(own, [one for one in copier.entries.values() if not one.holds_number])
         self.there = {
             number: copier.version(at)
             for number, at in self._matched.items()

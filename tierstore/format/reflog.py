@@ -21,6 +21,9 @@ REMOVALS: frozenset[Action] = frozenset({"announce", "forget", "undelete", "purg
 LOST_MANIFEST = "0" * 64
 """The manifest of a version whose entry was lost and given up: no content has this digest."""
 
+HOLDS_NUMBER = ", holds a number"
+"""What the tool of an entry ends in that stands for no version (SPEC.md section 11)."""
+
 MAX_REMOVED = 10_000
 """The most versions that one entry of a log of removals names."""
 
@@ -132,6 +135,11 @@ class RefEntry(Body, frozen=True, kw_only=True):
     versions: Annotated[list[Seq], msgspec.Meta(max_length=MAX_REMOVED)] = msgspec.field(
         default_factory=list
     )
+
+    @property
+    def holds_number(self) -> bool:
+        """Whether it only has a number taken, for a copy of a version with a higher one."""
+        return self.tool.endswith(HOLDS_NUMBER)
 
     def check(self) -> None:
         """Raise ``Broken`` unless its target is whole and its rollout can go on."""

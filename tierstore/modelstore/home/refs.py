@@ -251,6 +251,7 @@ class RefLog:
         versions: Sequence[int] = (),
         origin: RefEntry | None = None,
         seen: RefEntry | None = None,
+        mark: str = "",
     ) -> RefEntry:
         """Append one entry and return it; concurrent writers each get a number of their own.
 
@@ -264,6 +265,7 @@ class RefLog:
                 wrote it.
             seen: An entry that was the last one a while ago: what came behind it is looked for from
                 there, however long that was.
+            mark: What the name of this tool in the entry ends in.
 
         Raises:
             Conflict: Other writers came first a thousand times.
@@ -289,7 +291,7 @@ class RefLog:
                 time_us=origin.time_us if origin else time.time_ns() // 1000 + int(skew_s * 1e6),
                 who=origin.who if origin else whoami(),
                 message=note,
-                tool=f"tierstore {package_version('tierstore')}",
+                tool=f"tierstore {package_version('tierstore')}{mark}",
                 versions=list(versions),
             )
             if self._create(entry):

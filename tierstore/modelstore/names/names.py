@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tierstore.arguments import as_whole
 from tierstore.errors import Conflict, InvalidName, NotFound, TierstoreError, UsageError
 from tierstore.format.keys import ALIASES, HEAD, REFS, VARIANTS, VERSION_LOG, segment
-from tierstore.format.reflog import RefEntry, that_count
+from tierstore.format.reflog import HOLDS_NUMBER, RefEntry, that_count
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import FULL, Digest, ModelRef, check_alias, check_name
 from tierstore.modelstore.home.home import Home
@@ -384,6 +384,18 @@ class Names:
             return 0, digest.hex, None
 
         return self.home.log(model).append("publish", target, message, origin=origin, seen=seen)
+
+    def hold_number(self, model: str, digest: Digest, message: str) -> RefEntry:
+        """Append an entry that only has the next number of a model taken.
+
+        Whoever does it removes it, once a version with a higher number is there.
+        """
+
+        def target(last: RefEntry | None) -> tuple[int, str, None]:
+            refuse_mixed(model, last, release=False)
+            return 0, digest.hex, None
+
+        return self.home.log(model).append("publish", target, message, mark=HOLDS_NUMBER)
 
     def publication(
         self,

@@ -48,8 +48,6 @@ from tierstore.modelstore.home.reserve import (
     with_reserve,
 )
 from tierstore.modelstore.home.retention import NONE_OVER, Over
-from tierstore.modelstore.names.purgerecords import give_order
-from tierstore.modelstore.names.removalprotocol import purge_lost
 from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease
 from tierstore.modelstore.reclaim.cutshort import SoFar
 from tierstore.modelstore.reclaim.errand import NOTHING, Errand
@@ -64,6 +62,7 @@ from tierstore.modelstore.reclaim.report import PackReport, Report, State, end_t
 from tierstore.modelstore.reclaim.rewrite import rewrite_layouts
 from tierstore.modelstore.reclaim.sweep import Checked, Swept, sweep
 from tierstore.modelstore.reclaim.tidy import tidy, tidy_unneeded
+from tierstore.modelstore.reclaim.unpromised import end_holders, end_orphans
 from tierstore.modelstore.reclaim.waste import fingerprint
 from tierstore.progress import Progress
 from tierstore.shown import size
@@ -461,22 +460,6 @@ class _Run:
         self._left: set[Digest] = set()
         self._spared: set[Digest] = set()
 
-    def _end_orphans(self, mark: Mark) -> None:
-        """Remove versions for good of which a manifest was purged, and is gone.
-
-        Who published one ended before it could do so, and promised it to nobody.
-        """
-        for root in mark.orphans:
-            if root.kind != "live" or root.ref or root.variant or not root.number:
-                continue
-            _log.warning("%s was never whole, as its content was purged: it is removed", root.why)
-            if self._lease is not None:
-                self._lease.check()
-                note = "its content was purged while it was published"
-                if root.digest.raw not in mark.condemned.manifests:  # else an order has it
-                    give_order(self._home, root.model, root.number, note)
-                purge_lost(self._home, root.model, root.number, note)
-
     def _confirm_home(self, mark: Mark) -> None:
         """Make sure that this home is no copy of another one that needs what is in its tiers."""
         held, packs = mark.holdings, self._home.packs
@@ -532,11 +515,12 @@ class _Run:
                 self._now_s, self._window_s, given_up, self._before.logs, self._before.over
             )
             self._confirm_home(mark)
-            self._end_orphans(mark)
+            end_orphans(self._home, mark, self._lease)
             if self._lease is None:
                 lacking = _to_heal(self._home, self.marker, mark)
                 self.report.lacking = [demand.root.why for demand in lacking]
                 return mark
+            end_holders(self._home, mark, self._lease)
             lacking = mark.to_heal(self._left, self._spared)
             if not lacking:
                 return mark

@@ -81,6 +81,7 @@ class Mark:
         orphans: Roots of which a manifest was purged and is gone: nobody was promised them.
         named: All manifests that a root or an entry of a version names, removed or not.
         logs: How many entries each log has; see ``Found.logs``.
+        holders: Entries in force that only have a number taken, for a copy.
         now_s: The time of the mark, as in ``Marker.mark``; so are the next two.
         window_s: As there.
         ended: As ``over`` there.
@@ -102,6 +103,7 @@ class Mark:
     orphans: list[Root] = field(default_factory=list)
     named: set[Digest] = field(default_factory=set)
     logs: Mapping[str, int] = field(default_factory=dict)
+    holders: list[Root] = field(default_factory=list)
     now_s: float = 0.0
     window_s: float | None = None
     ended: Over = NONE_OVER
@@ -181,7 +183,7 @@ class Marker:
         condemned = self._home.condemned.every()  # first: see ``roots``
         found = self._roots.find(now_s, window_s, before, over)
         mark = self._begin(condemned, now_s)
-        mark.over, mark.logs = found.over, found.logs
+        mark.over, mark.logs, mark.holders = found.over, found.logs, found.holders
         mark.now_s, mark.window_s, mark.ended = now_s, window_s, over
         mark.in_force = {root.digest for root in found.roots if root.is_firm}
         mark.named = {root.digest for root in found.roots} | found.dead

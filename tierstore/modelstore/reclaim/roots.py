@@ -132,6 +132,7 @@ class Found:
         over: Removals that cannot be undone for certain.
         logs: How many entries each log has, by ``<model>/<name>`` as in its keys.
         lost: Releases whose manifests cannot be read, so that nobody knows their members.
+        holders: Entries in force that only have a number taken.
     """
 
     roots: list[Root] = field(default_factory=list)
@@ -139,6 +140,7 @@ class Found:
     lost: dict[Digest, Damaged | NotFound] = field(default_factory=dict)
     over: Over = NONE_OVER
     logs: Mapping[str, int] = field(default_factory=dict)
+    holders: list[Root] = field(default_factory=list)
 
 
 class Roots:
@@ -234,6 +236,8 @@ class Roots:
                 found.dead.add(digest)
             else:
                 found.roots.append(root)
+                if entry.holds_number and not root.is_removed:
+                    found.holders.append(root)
 
     def _all_of(self, held: Iterable[_Held], logs: Sequence[Log], found: Found) -> Iterator[Root]:
         """Return all that nodes may serve of versions: members of releases, and all variants."""
