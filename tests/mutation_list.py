@@ -7054,6 +7054,30 @@ _LOST_LOGS = (
         ("integration/test_copy_sync.py::test_what_holds_numbers_is_removed_by_a_collection",),
     ),
     Mutation(
+        "doctor-misses-purges-without-an-order",
+        "SPEC 10.3: Content without an order is of one that was lost, or never written.",
+        "admin/doctor.py",
+        "        gone.append(PURGED)\n",
+        "        pass\n",
+        ("integration/test_purge_records.py::test_content_whose_order_was_never_written_goes",),
+    ),
+    Mutation(
+        "folders-that-are-not-opened",
+        "SPEC 9.1: Who names a version finds a removal that another host has announced before.",
+        "blobs/local/store.py",
+        "        folder, name = self._open_parent(key)\n"
+        "        try:\n"
+        "            fd = os.open(name, files.READ_FLAGS, dir_fd=folder)\n"
+        "        finally:\n"
+        "            os.close(folder)\n"
+        "        try:\n"
+        "            found = os.fstat(fd)\n",
+        "        fd = os.open(self._root / key, files.READ_FLAGS)\n"
+        "        try:\n"
+        "            found = os.fstat(fd)\n",
+        ("unit/test_blobs_network.py::test_each_look_opens_the_folder_of_a_blob",),
+    ),
+    Mutation(
         "over-by-the-number-of-what-was-lost",
         "SPEC 10.1: An entry with a later time is not meant by `over`.",
         "modelstore/home/retention.py",

@@ -161,12 +161,14 @@ class Mount:
         root: Path within the file system of what is mounted.
         point: Where it is mounted.
         kind: Type of the file system, such as ``ext4``.
+        options: How it is mounted, such as ``rw``.
     """
 
     device: str
     root: PurePosixPath
     point: PurePosixPath
     kind: str
+    options: frozenset[str] = frozenset()
 
 
 def mounts(table: str | None = None) -> list[Mount]:
@@ -179,10 +181,12 @@ def mounts(table: str | None = None) -> list[Mount]:
     except OSError:
         return []
     rows = (line.split(" ", 5) for line in text.split("\n") if line)
-    return [
-        Mount(device, _unescaped(root), _unescaped(point), rest.partition(" - ")[2].split()[0])
-        for _, _, device, root, point, rest in rows
-    ]
+    found = list[Mount]()
+    for _, _, device, root, point, rest in rows:
+        kind, *_, options = rest.partition(" - ")[2].split(" ")
+        every = frozenset(options.split(","))
+        found.append(Mount(device, _unescaped(root), _unescaped(point), kind, every))
+    return found
 
 
 def _unescaped(path: str) -> PurePosixPath:
@@ -207,6 +211,16 @@ def kind_of(path: str, table: str | None = None) -> str | None:
     """Return the type of the file system of ``path``, such as ``ext4``; ``None`` if unknown."""
     mount = mount_of(os.path.realpath(path), table)
     return mount.kind if mount is not None else None
+
+
+def sees_late(path: str, table: str | None = None) -> bool:
+    """Return whether what other hosts write below ``path`` may be missed here for a while.
+
+    A client of NFS asks its server for a folder's changes whenever the folder is opened, but not
+    where it is mounted with ``nocto``.
+    """
+    mount = mount_of(os.path.realpath(path), table)
+    return mount is not None and "nocto" in mount.options
 
 
 def sync_entries(fd: int) -> None:

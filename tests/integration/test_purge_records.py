@@ -11,6 +11,7 @@ import pytest
 from tests.integration.kit import created, equal, opened
 from tests.integration.test_purge import SHARED, found, marks, noise, purges
 from tierstore import Elements
+from tierstore.admin import doctor
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import NotFound
 from tierstore.format.keys import LEASES, PURGED, PURGES, REFS, REMOVED_LOG
@@ -231,12 +232,23 @@ def test_content_whose_order_was_never_written_goes(
     found = next(one for one in store.check().findings if one.key == left)
     assert found.severity == "garbage"
     assert "'tierstore purge run' deletes this" in found.what
+    assert diagnosed(store) == ()
     purges(store).run()
     assert [info.key for info in blobs.list(PURGED)] == [left]
+    monkeypatch.setattr(doctor, "_UNORDERED_S", -1.0)
+    assert diagnosed(store) == (PURGED,)
+    assert any("'tierstore purge run' makes" in one for one in doctor.diagnose(store).problems)
     monkeypatch.setattr(purging, "_DROPPED_S", -1.0)
     purges(store).run()
     assert not list(blobs.list(PURGED))
+    assert diagnosed(store) == ()
     equal(store.load("m@1").load(), content(1))
+
+
+def diagnosed(store: Store) -> tuple[str, ...] | None:
+    """What doctor says is gone."""
+    health = doctor.diagnose(store).store
+    return None if health is None else health.lost
 
 
 def test_content_of_an_order_that_was_lost_stays(

@@ -22,6 +22,7 @@ from tierstore.format.keys import (
     CONFIG,
     INDEX,
     LAYOUTS,
+    PURGED,
     RESERVE,
     VERSION_LOG,
     entry_key,
@@ -32,6 +33,7 @@ from tierstore.format.keys import (
 from tierstore.modelstore.home.collected import lengths_before
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.probe import probe
+from tierstore.modelstore.names.purgerecords import unordered
 from tierstore.modelstore.store import Store
 from tierstore.shown import quarantine_text, shown_url
 from tierstore.wiring.backends import BACKENDS
@@ -64,8 +66,13 @@ _BUILD = (
 )
 _SKEW_S = 5.0
 _COLLECT_EVERY_S = 7 * 86400.0
+_UNORDERED_S = 86400.0
+"""Seconds after which nobody is about to write the order of a purge whose content is there."""
+
 _LOST = {
     LAYOUTS: "all layouts of the store are gone: 'tierstore layout rebuild --all' makes them anew",
+    PURGED: "a purge is recorded in part, without its order: 'tierstore purge run' makes that "
+    "anew, or deletes the rest of what was never carried out",
     INDEX: "the index of chunks is gone, so saves store again what is there: 'tierstore index "
     "rebuild' makes it anew",
 }
@@ -123,8 +130,9 @@ class StoreHealth:
             ``None`` where nothing can be removed and collected yet.
         keeps_versions: Whether its storage keeps what is deleted or written over.
         quarantined_packs: Number of packs that are marked, as no tier has a good copy of them.
-        lost: What of it is gone altogether: ``layouts/`` and ``index/`` though it has versions, and
-            of models all versions, by the prefixes of their logs: ``refs/ranker/``.
+        lost: What of it is gone altogether: ``layouts/`` and ``index/`` though it has versions, of
+            models all versions, by the prefixes of their logs: ``refs/ranker/``, and ``purged/``
+            where a purge is recorded there that has had no order for a day.
         blocked_rules: Why rules of retention remove nothing of a model, a sentence for each.
         uncollected_s: Seconds since garbage was collected last, or else since that was allowed;
             also ``None`` where it is not allowed.
@@ -179,6 +187,12 @@ class Diagnosis:
             found.append("this machine's clock and the storage's differ: see that both use NTP")
         if store and store.keeps_versions:
             found.append(f"{store.url}: {KEEPS_VERSIONS}")
+        if store and store.disk and store.disk.sees_late:
+            found.append(
+                f"the file system of {store.url} is mounted here with 'nocto', so that this host "
+                "may miss for a minute what others have just written, such as that a version is "
+                "removed: mount it without"
+            )
         if store:
             found += _of_room(store)
         if store and store.quarantined_packs:
@@ -334,7 +348,10 @@ def _has_reserve(store: Store) -> bool | None:
 
 def _lost(store: Store) -> tuple[str, ...]:
     blobs, models = store._parts.home.blobs, store.models()
-    gone = [name for name in _LOST if models and not any(blobs.list(name))]
+    gone = [name for name in (LAYOUTS, INDEX) if models and not any(blobs.list(name))]
+    since_s = time.time() - _UNORDERED_S
+    if any(written_s < since_s for written_s in unordered(store._parts.home).values()):
+        gone.append(PURGED)
     return (*gone, *_lost_logs(store._parts.home))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 
-from tierstore.folders import is_network, kind_of
+from tierstore.folders import is_network, kind_of, sees_late
 from tierstore.format.tiers import TierSpec
 from tierstore.wiring.backends import Place, backend_of, directory_of, hot_directory, open_tier
 from tierstore.wiring.servers import Server
@@ -22,12 +22,14 @@ class Disk:
         network: Whether another machine serves it.
         total_bytes: Its size in bytes.
         free_bytes: Bytes that this user may still write.
+        sees_late: Whether this host may miss for a while what others have written.
     """
 
     kind: str | None
     network: bool
     total_bytes: int
     free_bytes: int
+    sees_late: bool = False
 
 
 def disk_of(spec: TierSpec) -> Disk | None:
@@ -40,7 +42,7 @@ def disk_of(spec: TierSpec) -> Disk | None:
     except OSError:
         return None
     text = str(path)
-    return Disk(kind_of(text), is_network(text), usage.total, usage.free)
+    return Disk(kind_of(text), is_network(text), usage.total, usage.free, sees_late(text))
 
 
 def ask_servers(place: Place) -> tuple[Server, ...]:

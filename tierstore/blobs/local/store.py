@@ -8,6 +8,11 @@ them.
 Paths are walked one segment at a time with ``O_NOFOLLOW``, so that a symbolic link below the root,
 whoever planted it, never leads a read, a write or a deletion out of it. No file descriptor is kept
 between calls: a blob can be replaced or deleted at any time, by any process.
+
+So each call opens each folder on the way, and that has a second use: a client of NFS remembers that
+a name was not there, for up to a minute, and asks the server whether the folder has changed when
+that is opened (close-to-open consistency; not with the mount option ``nocto``). Whoever looks for
+the next entry of a log finds what another host has written before.
 """
 
 from __future__ import annotations

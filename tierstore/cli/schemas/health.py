@@ -25,7 +25,8 @@ class StoreHealth(Schema):
     nothing can be collected yet. ``quarantined_packs`` counts
     the packs that no tier has a good copy of, as far as a check has found out.
     ``lost`` names what is gone: all of ``layouts/`` or ``index/`` though the store has versions,
-    and of models all versions, by the prefix of their logs, such as ``refs/ranker/``.
+    of models all versions, by the prefix of their logs, such as ``refs/ranker/``, and ``purged/``
+    where a purge is recorded that has had no order for a day.
     ``blocked_rules`` say why rules of retention remove nothing of a model.
     ``uncollected_seconds`` passed since garbage was collected last, or else since that was allowed;
     null where it is not. ``error`` says why the store could not be opened or written to; fields

@@ -50,6 +50,17 @@ def read_orders(home: Home) -> list[PurgeOrder]:
     return list(_readable(home, _names(home, PURGES), PURGES, Kind.PURGE, PurgeOrder).values())
 
 
+def unordered(home: Home) -> dict[str, float]:
+    """Return when contents of purges were written that have no order, by their names.
+
+    In seconds since the epoch by the storage's own clock. Whoever gave such an order ended before
+    it was there, or is about to write it, or it is lost: ``find_lost_records`` tells.
+    """
+    contents = _names(home, PURGED)  # first, as each is written before its order
+    given = _names(home, PURGES) if contents else {}
+    return {name: written_s for name, written_s in contents.items() if name not in given}
+
+
 def find_lost_records(home: Home, removals: Removals) -> LostRecords:
     """Return what was lost of the records of a store's purges.
 
