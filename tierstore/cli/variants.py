@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from tierstore.cli.kit.command import Cli
-from tierstore.cli.kit.output import Column, printable, size, table
+from tierstore.cli.kit.output import Column, counted, printable, size, table
 from tierstore.cli.kit.params import option
 from tierstore.cli.models import Message, Ref
 from tierstore.cli.schemas import variants as schemas
@@ -102,7 +102,7 @@ def derive(
             stored = "nothing stored: it was derived in the same way before"
         taken = f"{share:.1f} % of the original, {stored}"
         print(f"{data.ref}: {size(data.logical_bytes)}, {taken}")
-        print(f"error over {len(data.tensors)} tensors: {_words(data.error)}")
+        print(f"error over {counted(len(data.tensors), 'tensor')}: {_words(data.error)}")
 
     cli.out.show(data, [data.ref], text)
 
