@@ -248,7 +248,9 @@ def test_a_quota_below_what_is_there(durable: Program) -> None:
 
 
 def test_a_tier_that_was_moved(durable: Program) -> None:
-    refused(durable("tier", "set", "warm", "--url", "elsewhere"), 8, "there is no tier.json")
+    done = durable("tier", "set", "warm", "--url", "elsewhere")
+    refused(done, 8, "there is no tier.json", "copy all of the tier there first")
+    assert "--force" not in done.err, "it is where it was, and nothing of it is to be given up"
     assert not Path("elsewhere").exists()
     refused(durable("tier", "set", "warm", "--url", "cold"), 6, "is tier 'cold'")
     shutil.move("warm", "elsewhere")

@@ -26,7 +26,7 @@ from tierstore.placement.scene import Plan
 from tierstore.shown import counted, nearest, size
 from tierstore.tiers.durable.budget import Budget
 from tierstore.tiers.durable.census import Holding, holding, packs_of
-from tierstore.tiers.durable.marker import verify
+from tierstore.tiers.durable.marker import MARKER, owner_of, verify
 from tierstore.tiers.durable.mover import Moved
 from tierstore.tiers.durable.tier import DurableTier
 from tierstore.wiring.backends import open_tier
@@ -174,9 +174,19 @@ def _change(store: Store, old: TierSpec, message: str | None, **fields: Any) -> 
         with proved([new], store.url, own, known), named(name):
             if new.role in DURABLE:
                 with open_tier(placed(new, config.node_config(), own)) as there:
-                    verify(there, name, own)
+                    _look_for(name, there, own)
     log = TierLog(store._parts.home.blobs)
     return find(log.change(lambda tiers: changed(tiers, name, **fields), message).tiers, name)
+
+
+def _look_for(name: str, there: BlobStore, own: str) -> None:
+    """Raise ``Unreachable`` unless a place that a tier is said to have moved to is that tier."""
+    if owner_of(there) is None:
+        raise Unreachable(
+            f"there is no {MARKER} at {there.url}: copy all of the tier there first, its {MARKER} "
+            "too, or see that it is mounted; nothing was changed"
+        )
+    verify(there, name, own)
 
 
 def held(store: Store, name: str) -> int:
