@@ -7157,6 +7157,25 @@ _REPAIRED_OBJECTS = (
         ),
     ),
     Mutation(
+        "repair-of-a-config-with-an-id-of-no-tier",
+        "SPEC 10.2: With the store_id that the markers of the tiers name, or that a user gives.",
+        "modelstore/reclaim/repair/start.py",
+        "if given is not None and store_ids and given not in store_ids:",
+        "if False:",
+        ("integration/test_repair_objects.py::test_an_id_is_refused_where_the_tiers_say_another",),
+    ),
+    Mutation(
+        "config-of-before-unseen",
+        "SPEC 10: A feature is never taken out.",
+        "modelstore/care/check_home.py",
+        "    yield from _config(home)\n",
+        "",
+        (
+            "integration/test_repair_objects.py::"
+            "test_a_check_finds_a_config_of_before_removal_was_allowed",
+        ),
+    ),
+    Mutation(
         "repair-of-a-config-at-will",
         "SPEC 10.2: a config whose own checksum fits is written as it was.",
         "modelstore/reclaim/repair/start.py",

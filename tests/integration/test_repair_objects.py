@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 import tierstore
 from tests.flips.world import built, tensors
@@ -33,6 +34,7 @@ from tierstore.format.keys import (
     version_key,
 )
 from tierstore.format.sealed import HEADER_BYTES
+from tierstore.format.storeconfig import Features, encode_config, parse_config
 from tierstore.modelstore.reclaim.repair.report import RepairReport
 from tierstore.store import Store
 
@@ -314,6 +316,19 @@ def test_a_check_finds_what_nobody_can_use(world: World, key: str) -> None:
     assert (found.severity, found.key) == ("damage", key.removesuffix("/x"))
 
 
+def test_a_check_finds_a_config_of_before_removal_was_allowed(world: World) -> None:
+    path = world.root / "store" / "config.json"
+    whole = path.read_bytes()
+    config = parse_config(whole, "config.json")
+    old = replace(config, features=Features(config.features.read, config.features.read))
+    path.write_bytes(encode_config(old))
+    with opened(world) as store:
+        found = store.check().findings[0]
+    path.write_bytes(whole)
+    assert (found.severity, found.key) == ("damage", "config.json")
+    assert "it names no feature reclaim" in found.what
+
+
 def test_a_check_finds_a_lease_that_cannot_be_read(world: World) -> None:
     path = world.root / "store" / "leases" / ("0" * 32)
     path.parent.mkdir(exist_ok=True)
@@ -538,6 +553,18 @@ def test_an_id_is_refused_where_the_config_says_another(tmp_path: Path, cache: P
     repair_home(url, store_id=own)
     assert path.read_bytes() == whole
     assert repair_home(url, store_id=own).objects == []
+
+
+def test_an_id_is_refused_where_the_tiers_say_another(tmp_path: Path, cache: Path) -> None:
+    url = tmp_path / "s"
+    warm = tierstore.TierSpec(name="warm", role="warm", url=str(tmp_path / "warm"))
+    with tierstore.init(url, tiers=[warm]) as store:
+        own = store._parts.home.config.store_id
+        store.save("m", tensors(1))
+    (url / "config.json").unlink()
+    with pytest.raises(UsageError, match=f"those of the store {own}, and not of 0000"):
+        repair_home(url, store_id="0" * 32)
+    assert not (url / "config.json").exists()
 
 
 @pytest.mark.parametrize("left", ["reserve", "collected", "sweeps", "gc", "nothing"])

@@ -15,9 +15,11 @@ from tierstore.format.reflog import Lease, Report
 from tierstore.format.retention import Retention
 from tierstore.format.sealed import Body, Kind, unseal_body
 from tierstore.format.segments import parse_any_segment
+from tierstore.format.storeconfig import RECLAIM_FEATURE
 from tierstore.format.tiers import HEAT, PINS, Pin, pinned_version
 from tierstore.ids import Buffer
 from tierstore.modelstore.care.check_findings import Finding, brief
+from tierstore.modelstore.home.features import shows_reclaim
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import is_lease
 from tierstore.modelstore.names.purgerecords import find_lost_records
@@ -112,6 +114,7 @@ _HINTS: list[tuple[str, _Parse, str]] = [
 
 def check_home(home: Home) -> Iterator[Finding]:
     """Yield what is damaged of what a store is run with, from moves to hints."""
+    yield from _config(home)
     for prefix, parse, becomes in _NEEDED:
         for key, error in _broken(home, prefix, parse):
             yield Finding("damage", key, f"{brief(error, key)}: {becomes}")
@@ -120,6 +123,16 @@ def check_home(home: Home) -> Iterator[Finding]:
             yield Finding("garbage", key, f"{what}; it can be deleted")
     yield from _condemned(home)
     yield from _purges(home)
+
+
+def _config(home: Home) -> Iterator[Finding]:
+    """Yield a config of before removal was allowed, which somebody has put back."""
+    if not home.reclaims_by_now() and shows_reclaim(home.blobs):
+        what = (
+            f"it names no feature {RECLAIM_FEATURE}, though garbage was collected: was a copy of "
+            "before put back? What was removed or purged counts as in force, collected or not"
+        )
+        yield Finding("damage", keys.CONFIG, f"{what}: 'tierstore gc --enable' names it again")
 
 
 def _purges(home: Home) -> Iterator[Finding]:

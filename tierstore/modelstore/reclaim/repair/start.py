@@ -122,7 +122,7 @@ def repair_config(objects: Objects, store_ids: Sequence[str], given: str | None)
     Raises:
         NotFound: There is nothing of a store.
         UsageError: The tiers are of several stores, or the given id is none, or not that of the
-            config.
+            config, or of no tier.
         UnsupportedFormat: The store was made by a newer version.
     """
     blobs = objects.blobs
@@ -195,6 +195,11 @@ def _config(
             if _CHECK_IN_TEXT.findall(data) == _CHECK_IN_TEXT.findall(encode_config(config)):
                 _check_id(blobs, given, config)
                 return config, "written as it was: its checksum says so"
+    if given is not None and store_ids and given not in store_ids:
+        raise UsageError(
+            f"the tiers of {blobs.url} are those of the store {', '.join(store_ids)}, and not of "
+            f"{given}: they could not be used; repair without --store-id, or with that id"
+        )
     found = [given] if given is not None else [*dict.fromkeys([*store_ids, *said])]
     if len(found) > 1:
         raise UsageError(
