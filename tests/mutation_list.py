@@ -6870,9 +6870,9 @@ _LOST_LOGS = (
     Mutation(
         "foreign-object-among-pins",
         "modelstore.reclaim.repair: a foreign object in home ends no repair.",
-        "modelstore/reclaim/repair/objects.py",
-        "if pinned_version(key) is not None]",
-        "if key]",
+        "modelstore/care/homekinds.py",
+        "None if pinned_version(key) is None else",
+        "None if not key else",
         ("integration/test_foreign_objects.py::test_foreign_objects[pins/]",),
     ),
     Mutation(
@@ -7226,7 +7226,7 @@ _REPAIRED_OBJECTS = (
         "check-forgets-home",
         "Docs, promises: a flipped bit in any object is found by a check.",
         "modelstore/care/check_home.py",
-        "                parse(data, key)\n",
+        "                one.parse(key, data)\n",
         "                pass\n",
         (
             "integration/test_repair_objects.py::"
@@ -7258,9 +7258,9 @@ _REPAIRED_OBJECTS = (
     Mutation(
         "check-takes-any-segment",
         "modelstore.care.check_home: a damaged index segment is said to be that.",
-        "modelstore/care/check_home.py",
-        "(keys.INDEX, parse_any_segment, ",
-        "(keys.INDEX, lambda data, key: None, ",
+        "modelstore/care/homekinds.py",
+        "lambda key, data: parse_any_segment(data, key),",
+        "lambda key, data: None,",
         (
             "integration/test_repair.py::"
             "test_a_segment_that_cannot_be_taken_in_is_found_by_check_and_repair",

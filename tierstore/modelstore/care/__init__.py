@@ -10,6 +10,7 @@ __all__ = [
     "check_report",
     "compare",
     "framesizes",
+    "homekinds",
     "readtimes",
     "rebase",
 ]

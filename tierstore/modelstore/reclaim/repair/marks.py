@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tierstore.format import keys
-from tierstore.format.layout import parse_mark
 from tierstore.format.sealed import Kind
 from tierstore.modelstore.reclaim.holdings import Holdings
 from tierstore.modelstore.reclaim.repair.objects import Objects
@@ -11,13 +10,8 @@ from tierstore.modelstore.reclaim.repair.objects import Objects
 
 def repair_marks(objects: Objects, holdings: Holdings) -> set[bytes]:
     """Delete damaged marks of packs that are gone; return the packs of the others."""
-
-    def parse(key: str, data: memoryview) -> object:
-        pack = keys.pack_of(key)
-        return None if pack is None else parse_mark(data, pack, key)
-
     left: set[bytes] = set()
-    for one in list(objects.broken(Kind.QUARANTINE, objects.listed(keys.QUARANTINE), parse)):
+    for one in list(objects.broken_of(Kind.QUARANTINE)):
         pack = keys.pack_of(one.key)
         if pack is None:
             continue

@@ -20,24 +20,16 @@ from tierstore.errors import (
     UnsupportedFormat,
 )
 from tierstore.format import keys
-from tierstore.format.collected import Collected
-from tierstore.format.heat import parse_heat
 from tierstore.format.purge import (
-    Acknowledgement,
-    NodeNote,
-    PurgedContent,
     PurgeOrder,
-    PurgePart,
 )
-from tierstore.format.reflog import Lease, Report
-from tierstore.format.retention import Retention
-from tierstore.format.sealed import Kind, mended, seal_body, unseal_body
-from tierstore.format.segments import parse_any_segment
-from tierstore.format.tiers import HEAT, PINS, Pin, pinned_version
+from tierstore.format.sealed import Kind, mended, seal_body
+from tierstore.format.tiers import PINS, Pin
 from tierstore.ids import Digest
+from tierstore.modelstore.care.homekinds import HOME_KINDS
 from tierstore.modelstore.home.ahead import ahead, parallel
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.home.leases import TTL_S, is_lease
+from tierstore.modelstore.home.leases import TTL_S
 from tierstore.modelstore.home.pins import holder_mark
 from tierstore.modelstore.home.refs import whoami
 from tierstore.modelstore.home.reserve import with_reserve
@@ -98,6 +90,11 @@ class Objects:
             for (key, data), error in zip(items, parallel(wrong, items), strict=True):
                 if error is not None and not self._mended(kind, key, data, parse, error):
                     yield Broken(key, error)
+
+    def broken_of(self, kind: Kind) -> Iterator[Broken]:
+        """Yield the damaged objects of a kind that a store is run with; see ``broken``."""
+        one = HOME_KINDS[kind]
+        return self.broken(kind, self.listed(one.prefix), one.parse)
 
     def _mended(
         self,
@@ -204,58 +201,14 @@ class Objects:
 
 def repair_hints(objects: Objects) -> None:
     """Delete what is damaged and only saves work: it is written again by itself."""
-    hints: list[tuple[Kind, str, Parse, str]] = [
-        (
-            Kind.SEGMENT,
-            keys.INDEX,
-            lambda key, data: parse_any_segment(data, key),
-            "saves store chunks anew that they do not find; 'tierstore index rebuild' "
-            "finds them again",
-        ),
-        (
-            Kind.HEAT,
-            HEAT,
-            lambda key, data: parse_heat(data, key),
-            "the node writes what it reads anew, and what it read before is forgotten",
-        ),
-        (
-            Kind.REPORT,
-            keys.REPORTS,
-            lambda key, data: unseal_body(Kind.REPORT, data, Report, key),
-            "the node reports again",
-        ),
-        (
-            Kind.ACKNOWLEDGEMENT,
-            keys.ACKS,
-            lambda key, data: unseal_body(Kind.ACKNOWLEDGEMENT, data, Acknowledgement, key),
-            "the node drops what was purged once more, and says so",
-        ),
-        (
-            Kind.NODE,
-            keys.NODES,
-            lambda key, data: unseal_body(Kind.NODE, data, NodeNote, key),
-            "the node's agent writes it anew within an hour",
-        ),
-        (
-            Kind.COLLECTED,
-            keys.COLLECTED,
-            lambda key, data: unseal_body(Kind.COLLECTED, data, Collected, key),
-            "times that garbage has waited begin anew",
-        ),
-    ]
-    for kind, prefix, parse, note in hints:
-        for one in list(objects.broken(kind, objects.listed(prefix), parse)):
-            objects.delete(one, note)
+    for kind in HOME_KINDS.values():
+        for one in list(objects.broken_of(kind.kind)) if kind.is_hint else ():
+            objects.delete(one, kind.deleted)
 
 
 def repair_leases(objects: Objects) -> None:
     """Say which leases are damaged: whose they are nobody can tell, and they end by themselves."""
-
-    def parse(key: str, data: memoryview) -> object:
-        return unseal_body(Kind.LEASE, data, Lease, key)
-
-    listed = filter(is_lease, objects.listed(keys.LEASES))
-    for one in objects.broken(Kind.LEASE, listed, parse):
+    for one in objects.broken_of(Kind.LEASE):
         try:
             left_s = objects.blobs.info(one.key).mtime + 2 * TTL_S - time.time()
         except NotFound:  # given back since
@@ -272,30 +225,17 @@ def repair_leases(objects: Objects) -> None:
 
 def repair_retention(objects: Objects) -> None:
     """Say what retention is lost: nobody else knows what was set."""
-
-    def parse(key: str, data: memoryview) -> object:
-        return unseal_body(Kind.RETENTION, data, Retention, key)
-
     done = (
         "what was set is lost: 'tierstore retention set' sets it again, and until then nothing of "
         "it is removed or collected"
     )
-    for one in objects.broken(Kind.RETENTION, objects.listed(keys.RETENTION), parse):
+    for one in objects.broken_of(Kind.RETENTION):
         objects.report.add("lost", one.key, one.why, done)
 
 
 def repair_purges(objects: Objects, home: Home) -> None:
     """Write records of purges anew by what is left of them, and say what of them is lost."""
-
-    def order(key: str, data: memoryview) -> object:
-        return unseal_body(Kind.PURGE, data, PurgeOrder, key)
-
-    def content(key: str, data: memoryview) -> object:
-        return unseal_body(Kind.PURGED, data, PurgedContent, key)
-
-    broken = {
-        one.key: one for one in objects.broken(Kind.PURGE, objects.listed(keys.PURGES), order)
-    }
+    broken = {one.key: one for one in objects.broken_of(Kind.PURGE)}
     try:
         lost = find_lost_records(home, Removals(home))
     except (Damaged, NotFound, UnsupportedFormat) as error:
@@ -316,19 +256,14 @@ def repair_purges(objects: Objects, home: Home) -> None:
         "which chunks were purged is found again as far as their manifests are there: 'tierstore "
         "purge run' does so, and says what is lost"
     )
-    for one in objects.broken(Kind.PURGED, objects.listed(keys.PURGED), content):
+    for one in objects.broken_of(Kind.PURGED):
         objects.report.add("lost", one.key, one.why, done)
     _repair_parts(objects, home)
 
 
 def _repair_parts(objects: Objects, home: Home) -> None:
     """Delete damaged parts of purges: what one says is lost unless its order counts it."""
-
-    def parse(key: str, data: memoryview) -> object:
-        return unseal_body(Kind.PURGE_PART, data, PurgePart, key)
-
-    there = [key for key in objects.listed(keys.PURGE_PARTS) if keys.purge_part_of(key)]
-    broken = list(objects.broken(Kind.PURGE_PART, there, parse))
+    broken = list(objects.broken_of(Kind.PURGE_PART))
     counted = {
         keys.purge_part_key(order.id, name)
         for order in (read_orders(home) if broken else ())
@@ -361,12 +296,7 @@ def _ref(order: PurgeOrder) -> str:
 
 def repair_pins(objects: Objects, home: Home) -> None:
     """Write damaged pins anew: a user's as it counts, a rollout's as it is."""
-
-    def parse(key: str, data: memoryview) -> object:
-        return unseal_body(Kind.PIN, data, Pin, key)
-
-    listed = [key for key in objects.listed(PINS) if pinned_version(key) is not None]
-    found = list(objects.broken(Kind.PIN, listed, parse))
+    found = list(objects.broken_of(Kind.PIN))
     if not found:
         return
     holders = dict(_holders(home))
