@@ -16,6 +16,7 @@ from tests.integration.kit import MIB, created, equal, opened, settings, tensors
 from tests.integration.test_crash import copy_of, failing
 from tests.integration.test_deltas import model, tuned_model
 from tests.integration.test_save_load_dedup import at, packs
+from tierstore.admin.doctor import diagnose
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.codecs import encode
@@ -286,6 +287,20 @@ def test_a_mark_is_lifted_once_a_copy_is_good(store: Store, blobs: MemoryStore) 
     assert store.check().quarantined == [key], "nobody has read it"
     assert store.check(read_data=True).quarantined == []
     assert stats(store.save("m", FIRST)).new_chunks == 0
+
+
+def test_the_mark_of_a_pack_that_was_collected_is_told_no_more(
+    store: Store, blobs: MemoryStore
+) -> None:
+    key = rot(store, blobs, "m")
+    assert store.check(read_data=True).damaged
+    store.save("m", FIRST)
+    whole(store, quarantined=1)
+    blobs.delete([key])  # as a collection does, once nobody reads it
+    assert [info.key for info in blobs.list("quarantine/")], "writers still look at it"
+    whole(store, quarantined=0)
+    assert (health := diagnose(store).store) is not None
+    assert health.quarantined_packs == 0
 
 
 def test_the_mark_of_a_pack_that_no_version_uses_is_lifted_by_a_good_copy_alone(

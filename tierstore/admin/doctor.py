@@ -318,7 +318,9 @@ def diagnose(store: Store) -> Diagnosis:
             chunk_size=own.chunk_size,
             features=tuple(sorted({name for names in every for name in names})),
         )
-        found = replace(found, quarantined_packs=len(store._parts.home.quarantine.packs()))
+        home = store._parts.home
+        marked = home.quarantine.standing(home.quarantine.packs(), home.packs)
+        found = replace(found, quarantined_packs=len(marked))
         found = replace(found, lost=_lost(store), blocked_rules=_blocked_rules(store))
         found = replace(found, disk=disk_of(home_spec(store)), has_reserve=_has_reserve(store))
         try:

@@ -515,7 +515,7 @@ class _Check:
                 with suppress(BackendError):
                     marks.lift(pack)
                     marked.remove(pack)
-        self._report.quarantined = sorted(map(keys.pack_key, marked))
+        self._report.quarantined = marks.standing(marked, self._home.packs)
 
     def _needed_of(self, pack: bytes) -> set[bytes]:
         """Return the digests of the chunks that layouts place in a pack."""

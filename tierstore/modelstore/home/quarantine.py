@@ -16,12 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import Damaged, NotFound, UnsupportedFormat
+from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.forks import begin
-from tierstore.format.keys import QUARANTINE, quarantine_key
+from tierstore.format.keys import QUARANTINE, pack_key, quarantine_key
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.ids import split_digests
 from tierstore.modelstore.home.refs import whoami
+from tierstore.tiers.durable.tiers import DurableTiers
 
 _log = logging.getLogger("tierstore.quarantine")
 _KEY = re.compile(re.escape(QUARANTINE) + r"([0-9a-f]{64})\Z")
@@ -113,3 +114,21 @@ class Quarantine:
     def lift(self, pack: bytes) -> None:
         """Delete the mark of a pack of which the caller has just read a whole good copy."""
         self._home_blobs.delete([quarantine_key(pack)])
+
+    @staticmethod
+    def standing(marked: Iterable[bytes], tiers: DurableTiers) -> list[str]:
+        """Return the keys of the marked packs that a tier has, or may have; sorted.
+
+        The mark of a pack that was collected stays, and is nothing that anybody could mend.
+        """
+
+        def may_be_there(key: str) -> bool:
+            try:
+                tiers.info(key)
+            except NotFound:
+                return False
+            except BackendError:  # a tier could not be asked
+                return True
+            return True
+
+        return sorted(filter(may_be_there, map(pack_key, marked)))
