@@ -211,6 +211,17 @@ def test_what_cannot_be_deleted_keeps_nothing_else(server: _Server, store: Objec
     assert server.requests == ["POST", "POST"]
 
 
+@pytest.mark.parametrize("key", ["prefix/refs//x", "prefix/refs/../x"])
+def test_a_key_that_cannot_be_listed_is_named(
+    server: _Server, store: ObjectStore, key: str
+) -> None:
+    found = f"<Key>{key}</Key><LastModified>2026-01-01T00:00:00Z</LastModified><Size>0</Size>"
+    whole = f"<ListBucketResult><Contents>{found}</Contents></ListBucketResult>"
+    server.default = (200, whole.encode())
+    with pytest.raises(BackendError, match=f"listing 'refs/' in .*'{key}' into the bucket"):
+        list(store.list("refs/"))
+
+
 def test_nobody_listens(monkeypatch: pytest.MonkeyPatch, server: _Server) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     store = ObjectStore("s3://bucket/prefix", allow_http=True, retry_s=0.2)

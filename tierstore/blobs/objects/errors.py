@@ -26,6 +26,8 @@ _CODE = re.compile(r"(?:<Code>|\(code: )([A-Za-z0-9]{1,60})(?:</Code>|\))")
 _NO_CREDENTIALS = re.compile(r"169\.254\.\d+\.\d+|metadata\.google|/latest/api/token")
 _FULL_CODES = frozenset({"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})
 _BUSY_CODES = frozenset({"SlowDown", "InternalError", "ServiceUnavailable"})
+# A key with an empty part, "." or "..", or a control character, which another program wrote.
+_NO_KEY = re.compile(r'object with invalid path: [^"]*"([^"\n]*)"')
 _NO_CONTAINER = frozenset({"NoSuchBucket", "ContainerNotFound"})
 
 
@@ -78,4 +80,9 @@ def translated(error: Exception, doing: str, url: str, proxy: str | None = None)
                 "proxy, or name the endpoint in NO_PROXY"
             )
         return Unreachable(f"{message} ({why}) after the retries; check the endpoint and network")
+    if found := _NO_KEY.search(text):
+        return BackendError(
+            f"{message}: something else has put {found[1]!r} into the bucket, and a folder with "
+            "such a key cannot be listed; delete that object, or move it away"
+        )
     return BackendError(f"{message}; check the store's own log")
