@@ -7157,6 +7157,14 @@ _REPAIRED_OBJECTS = (
         ),
     ),
     Mutation(
+        "markers-of-folders-out-of-order",
+        "docs/how-to/repairing.md: Where something else lies in an object's place, repair goes on.",
+        "blobs/objects/store.py",
+        'if not found["size"]:  # "a/" of',
+        'if False:  # "a/" of',
+        ("unit/test_blobs_object.py::test_markers_of_folders_end_no_listing",),
+    ),
+    Mutation(
         "repair-of-a-config-with-an-id-of-no-tier",
         "SPEC 10.2: With the store_id that the markers of the tiers name, or that a user gives.",
         "modelstore/reclaim/repair/start.py",

@@ -211,15 +211,32 @@ def test_what_cannot_be_deleted_keeps_nothing_else(server: _Server, store: Objec
     assert server.requests == ["POST", "POST"]
 
 
-@pytest.mark.parametrize("key", ["prefix/refs//x", "prefix/refs/../x"])
+@pytest.mark.parametrize("key", ["/x", "../x"])
 def test_a_key_that_cannot_be_listed_is_named(
     server: _Server, store: ObjectStore, key: str
 ) -> None:
-    found = f"<Key>{key}</Key><LastModified>2026-01-01T00:00:00Z</LastModified><Size>0</Size>"
-    whole = f"<ListBucketResult><Contents>{found}</Contents></ListBucketResult>"
-    server.default = (200, whole.encode())
-    with pytest.raises(BackendError, match=f"listing 'refs/' in .*'{key}' into the bucket"):
+    server.default = (200, _listed({key: 0}))
+    with pytest.raises(BackendError, match=f"listing 'refs/' in .*'prefix/refs/{key}' into the"):
         list(store.list("refs/"))
+
+
+def test_markers_of_folders_end_no_listing(server: _Server, store: ObjectStore) -> None:
+    """Of their keys the client drops the slash: ``a`` is behind ``a-b`` then."""
+    server.default = (200, _listed({"a-b/x": 1, "a/": 0, "a/x": 1}))
+    assert [info.key for info in store.list("refs/")] == ["refs/a-b/x", "refs/a/x"]
+    server.default = (200, _listed({"a-b/x": 1, "a": 1}))
+    with pytest.raises(BackendError, match="in order"):
+        list(store.list("refs/"))
+
+
+def _listed(sizes: dict[str, int]) -> bytes:
+    """An answer to a listing of ``refs/``."""
+    found = "".join(
+        f"<Contents><Key>prefix/refs/{key}</Key><Size>{size}</Size>"
+        "<LastModified>2026-01-01T00:00:00Z</LastModified></Contents>"
+        for key, size in sizes.items()
+    )
+    return f"<ListBucketResult>{found}</ListBucketResult>".encode()
 
 
 def test_nobody_listens(monkeypatch: pytest.MonkeyPatch, server: _Server) -> None:
