@@ -7062,6 +7062,14 @@ _LOST_LOGS = (
         ("integration/test_purge_records.py::test_content_whose_order_was_never_written_goes",),
     ),
     Mutation(
+        "collections-miss-purges-without-an-order",
+        "SPEC 10.3: Content without an order is of one that was lost, or never written.",
+        "modelstore/reclaim/tidy.py",
+        "        _tell_unordered(home, now_s)\n",
+        "        pass\n",
+        ("integration/test_purge_records.py::test_content_whose_order_was_never_written_goes",),
+    ),
+    Mutation(
         "folders-that-are-not-opened",
         "SPEC 9.1: Who names a version finds a removal that another host has announced before.",
         "blobs/local/store.py",

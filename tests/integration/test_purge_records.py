@@ -18,6 +18,7 @@ from tierstore.format.keys import LEASES, PURGED, PURGES, REFS, REMOVED_LOG
 from tierstore.modelstore.home.refs import RefTarget
 from tierstore.modelstore.home.settling import Purged
 from tierstore.modelstore.names.removalprotocol import purge_lost
+from tierstore.modelstore.reclaim import tidy
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.purge import purging
@@ -215,7 +216,10 @@ def test_an_order_that_is_lost_keeps_what_nodes_are_to_drop(
 
 
 def test_content_whose_order_was_never_written_goes(
-    store: Store, blobs: MemoryStore, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    blobs: MemoryStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Its giver ended between both; another may be about to write the order, for a day."""
 
@@ -238,6 +242,11 @@ def test_content_whose_order_was_never_written_goes(
     monkeypatch.setattr(doctor, "_UNORDERED_S", -1.0)
     assert diagnosed(store) == (PURGED,)
     assert any("'tierstore purge run' makes" in one for one in doctor.diagnose(store).problems)
+    store.reclaim.run()
+    assert "is recorded in part" not in caplog.text
+    monkeypatch.setattr(tidy, "DAY_S", -1)
+    store.reclaim.run()
+    assert f"is recorded in part by {left}" in caplog.text
     monkeypatch.setattr(purging, "_DROPPED_S", -1.0)
     purges(store).run()
     assert not list(blobs.list(PURGED))

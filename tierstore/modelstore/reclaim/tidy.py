@@ -14,6 +14,7 @@ from tierstore.format.tiers import PINS, Pin
 from tierstore.modelstore.home.condemned import LISTED_S, Condemned
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import standing
+from tierstore.modelstore.names.purgerecords import unordered
 from tierstore.modelstore.reclaim.holdings import Holdings
 
 DAY_S = 24 * 3600
@@ -53,8 +54,21 @@ def tidy(
         home.condemned.end_notices(run=run, now_us=now_us)
     with _left_over("condemned lists"):
         home.condemned.tidy(now_us)
+    with _left_over("records of purges"):
+        _tell_unordered(home, now_s)
     tidy_unneeded(home, now_s)
     return merged
+
+
+def _tell_unordered(home: Home, now_s: float) -> None:
+    """Log which purges are recorded in part, and nobody is about to write their orders."""
+    for name, written_s in unordered(home).items():
+        if now_s - written_s > DAY_S:
+            _log.warning(
+                "a purge is recorded in part by purged/%s, without its order: 'tierstore purge "
+                "run' makes that anew, or deletes the rest of what was never carried out",
+                name,
+            )
 
 
 def tidy_unneeded(home: Home, now_s: float) -> int:
