@@ -456,7 +456,7 @@ def test_a_reader_looks_at_the_layout_again_when_its_packs_are_gone(
 def test_a_reader_whose_version_is_lost_says_so(store: Store, blobs: MemoryStore) -> None:
     reader = store.load("m@1")
     blobs.delete(packs(blobs))
-    with pytest.raises(NotFound, match=r"pack .* is missing.*tierstore check"):
+    with pytest.raises(NotFound, match=r"pack .* is missing.*tierstore repair"):
         reader.load()
 
 
