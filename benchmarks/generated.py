@@ -28,9 +28,9 @@ from tierstore.format.keys import (
     version_key,
 )
 from tierstore.format.layout import seal_layout, seal_segment
-from tierstore.format.manifest import FileEntry, Manifest, TensorEntry, seal_manifest
+from tierstore.format.manifest import FileEntry, Manifest, TensorEntry, seal_manifest, summary_of
 from tierstore.format.pack import PackBuilder
-from tierstore.format.reflog import Hint, RefEntry
+from tierstore.format.reflog import Hint, RefEntry, Summary
 from tierstore.format.safetensors import build_header
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.table import ChunkPlace
@@ -107,24 +107,26 @@ def _model(folder: Path, name: str, shape: Shape, made: Made) -> None:
             path="model.safetensors", size=len(header.raw) + header.data_size, sha256=bytes(32),
             header=header.raw, tensors=tensors,
         )  # fmt: skip
-        digest, manifest = seal_manifest(Manifest(files=(file,)))
+        version = Manifest(files=(file,))
+        digest, manifest = seal_manifest(version)
         used = {place.pack: sizes[place.pack] for place in places}
         _put(folder, version_key(digest), [manifest])
         _put(folder, layout_key(digest), [seal_layout(digest, places, used)])
         new = {place.pack: sizes[place.pack] for place in added}
         _put(folder, f"index/{os.urandom(16).hex()}", [seal_segment(added, new)])
         age_us = (shape.versions - number + 1) * _HOUR_US
-        _put(folder, entry_key(log, number), [_entry(number, digest, now_us - age_us)])
+        entry = _entry(number, digest, now_us - age_us, summary_of(version))
+        _put(folder, entry_key(log, number), [entry])
         made.packs += len(new)
         made.chunks += fresh
         made.versions += 1
     _put(folder, log + HEAD, [seal_body(Kind.HINT, Hint(seq=shape.versions))])
 
 
-def _entry(number: int, digest: Digest, time_us: int) -> bytes:
+def _entry(number: int, digest: Digest, time_us: int, summary: Summary) -> bytes:
     entry = RefEntry(
         seq=number, write_id=os.urandom(16).hex(), action="publish", version=number,
-        manifest=digest.hex, time_us=time_us, who="ada@host", tool="tierstore",
+        manifest=digest.hex, time_us=time_us, who="ada@host", tool="tierstore", summary=summary,
     )  # fmt: skip
     return seal_body(Kind.REF, entry)
 

@@ -408,7 +408,7 @@ def test_names_that_are_refused_and_stay_readable(
         file = BytesFile(f"sub/{name}", b"what it holds")
         saving = store._parts.saving
         with saving.begin() as writer:
-            writer.publish(store._names.publication("old", ""), [file])
+            writer.publish(store._names.publication("old", None, ""), [file])
     assert store.load("old").read_file(f"sub/{name}") == b"what it holds"
     with pytest.raises(InvalidName, match=r"not allowed: (it holds a control|a part of|tierstore)"):
         store.load("old").export(tmp_path / "target")

@@ -77,7 +77,9 @@ def test_a_model_with_its_card_is_uploaded(
     before = len(list(setting.source.parent.glob("spool/xet-*/*")))
     said = upload(setting, name, str(setting.source), **more)
     assert setting.store.resolve(name).digest.hex[:40] in said
-    assert exported(setting, name, tmp_path / "out") == files_below(setting.source)
+    files = exported(setting, name, tmp_path / "out")
+    assert files == files_below(setting.source)
+    assert setting.store.resolve(name).size == sum(map(len, files.values()))
     upload(setting, name, str(setting.source), **more)
     assert [one.number for one in setting.store.versions(name)] == [1]
     came_by_xet = len(list(setting.source.parent.glob("spool/xet-*/*"))) > before

@@ -131,7 +131,7 @@ def test_a_tensor_is_in_exactly_one_file(
 def test_an_index_that_is_none_is_said(store: Store, tmp_path: Path) -> None:
     file = BytesFile("model.safetensors.index.json", b'{"weight')
     with store._parts.saving.begin() as writer:  # as an upload may have it
-        writer.publish(store._names.publication("odd", ""), [file])
+        writer.publish(store._names.publication("odd", None, ""), [file])
     with pytest.raises(errors.UsageError, match="is not JSON with a 'weight_map'"):
         list(plugin.weights_of("odd"))
 

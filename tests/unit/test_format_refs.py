@@ -12,7 +12,7 @@ from hypothesis import given
 from tests.unit.format_by_hand import read_sealed, sealed, xxh3
 from tierstore.errors import Damaged, InvalidName, UnsupportedFormat
 from tierstore.format import keys
-from tierstore.format.reflog import Hint, Lease, RefEntry, parse_entry
+from tierstore.format.reflog import Hint, Lease, RefEntry, Summary, parse_entry
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.format.storeconfig import (
     Features,
@@ -67,6 +67,18 @@ def test_a_rollout_by_hand_is_read_and_ours_is_the_same() -> None:
     assert entry.rollout is not None
     assert (entry.version, entry.rollout.version) == (3, 4)
     assert json.loads(read_sealed(seal_body(Kind.REF, entry))[1]) == MOVING | {"versions": []}
+
+
+SUMMARY = {"bytes": 5_000_000_000, "files": 3, "tensors": 291}
+PUBLISHED = ENTRY | {
+    "action": "publish", "previous": None, "rollout": None, "versions": [], "summary": SUMMARY,
+}  # fmt: skip
+
+
+def test_a_summary_by_hand_is_read_and_ours_is_the_same() -> None:
+    entry = parse_entry(stored(6, PUBLISHED | {"summary": SUMMARY | {"new": 1}}), 7, "x")
+    assert entry.summary == Summary(bytes=5_000_000_000, files=3, tensors=291)
+    assert json.loads(read_sealed(seal_body(Kind.REF, entry))[1]) == PUBLISHED
 
 
 REMOVED = GONE | {"action": "forget", "previous": None, "rollout": None, "versions": [3, 5]}

@@ -8,10 +8,12 @@ from dataclasses import replace
 
 from tierstore.copying.report import CopiedVersion
 from tierstore.copying.versions import VersionCopy
-from tierstore.errors import BackendError, TierstoreError
+from tierstore.errors import OF_ONE, BackendError, TierstoreError
 from tierstore.format.keys import VARIANTS
-from tierstore.format.reflog import RefEntry, that_count
+from tierstore.format.manifest import summary_of
+from tierstore.format.reflog import RefEntry, Summary, that_count
 from tierstore.ids import Digest
+from tierstore.modelstore.home.chain import bottom_manifest
 from tierstore.modelstore.home.settling import Publication
 from tierstore.modelstore.names.members import variants_of
 from tierstore.modelstore.store import Store
@@ -113,7 +115,7 @@ class ModelCopy:
             yield self._there(version, there, self.entries[there.number], heal=heal)
         else:
             origin = self._source._parts.home.log(self._model).entry(version.number)
-            how = self._publication(origin)
+            how = self._publication(origin, self._summary(version))
             entry, sent, _ = self._versions.copy(version, how, self.find, self._progress)
             self._note(entry)
             self.remove_holders()
@@ -133,14 +135,25 @@ class ModelCopy:
             return CopiedVersion(version, there, "there")
         return CopiedVersion(version, there, "healed", sent_bytes=sent)
 
-    def _publication(self, origin: RefEntry) -> Publication[RefEntry]:
+    def _summary(self, version: Version) -> Summary | None:
+        """Return how large a version is: by its manifests, whatever its entry in the source says.
+
+        ``None`` where they cannot be read: a copy of the version needs not all of them.
+        """
+        with suppress(*OF_ONE):
+            return summary_of(bottom_manifest(self._source._parts.home, version.digest))
+        return None
+
+    def _publication(self, origin: RefEntry, summary: Summary | None) -> Publication[RefEntry]:
         """Return how a version is published in the target.
 
         Args:
             origin: Its entry in the source.
+            summary: How large it is.
         """
         kept = origin if self._history else None
-        how = self._target._names.publication(self._into, origin.message, origin=kept)
+        names = self._target._names
+        how = names.publication(self._into, summary, origin.message, origin=kept)
 
         def append(digest: Digest) -> RefEntry:
             if self._keep_numbers:
@@ -219,7 +232,8 @@ class ModelCopy:
             origin = self._origin_of(variant, name)
             kept = origin if self._history else None
             label = str(variant.variant)
-            how = self._target._names.derivation(there, label, origin.message, kept)
+            names, summary = self._target._names, self._summary(variant)
+            how = names.derivation(there, label, summary, origin.message, kept)
             entry, sent, _ = self._versions.copy(variant, how, lambda _: None, self._progress)
             found = version_of(self._into, entry, variant=variant.variant)
             yield CopiedVersion(variant, found, "copied", sent_bytes=sent)

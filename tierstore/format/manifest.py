@@ -12,6 +12,7 @@ from tierstore.format.checks import Broken, Newer, damaged, digest_of
 from tierstore.format.chunking import DEFAULT_CHUNK, HASH, is_chunk_size
 from tierstore.format.patch import PATCH_OF, PATCH_PATH, PatchInfo, check_patch_info, parse_patch
 from tierstore.format.paths import check_path, check_tree
+from tierstore.format.reflog import Summary
 from tierstore.format.safetensors import parse_header
 from tierstore.format.sealed import Body, Kind, decode_body, encode_body, seal, unseal
 from tierstore.ids import DIGEST_BYTES, Buffer, Digest, split_digests
@@ -113,6 +114,15 @@ def pieces(chunks: bytes, nbytes: int, chunk_size: int) -> Iterator[Piece]:
     for at in range(0, nbytes, chunk_size):
         row = 32 * (at // chunk_size)
         yield Piece(chunks[row : row + 32], at, min(chunk_size, nbytes - at))
+
+
+def summary_of(manifest: Manifest) -> Summary:
+    """Return how large the files of a manifest are; of a patch version give the full one below."""
+    return Summary(
+        bytes=sum(file.size for file in manifest.files),
+        files=len(manifest.files),
+        tensors=sum(len(file.tensors) for file in manifest.files),
+    )
 
 
 def named_tensors(manifest: Manifest) -> Iterator[tuple[str, FileEntry, TensorEntry]]:

@@ -101,6 +101,24 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise Broken("its rollout is in no stage, or comes from no version")
 
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+"""A number of things or bytes."""
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """How large a version is, for those who list versions; the manifest holds.
+
+    Attributes:
+        bytes: Bytes of all its files as they are loaded: of a patch version those of the whole.
+        files: Number of its files.
+        tensors: Number of their tensors.
+    """
+
+    bytes: Count
+    files: Count
+    tensors: Count
+
+
 class RefEntry(Body, frozen=True, kw_only=True):
     """One entry of a ref log: the new value of the ref.
 
@@ -119,6 +137,7 @@ class RefEntry(Body, frozen=True, kw_only=True):
             ``version``, which is the old version.
         versions: The numbers of the versions that are to be removed, were removed or brought back,
             rising; empty but in a log of removals.
+        summary: How large the version is, in entries that publish one; early ones lack it.
     """
 
     seq: Seq
@@ -135,6 +154,7 @@ class RefEntry(Body, frozen=True, kw_only=True):
     versions: Annotated[list[Seq], msgspec.Meta(max_length=MAX_REMOVED)] = msgspec.field(
         default_factory=list
     )
+    summary: Summary | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def holds_number(self) -> bool:

@@ -240,7 +240,11 @@ class Store:
             0
         """
         from tierstore.format.manifest import LineageEntry
-        from tierstore.modelstore.saving.source import check_source, open_source
+        from tierstore.modelstore.saving.source import (
+            check_source,
+            open_source,
+            summary_of_files,
+        )
 
         model = check_name("model", model)
         as_message(message)  # before anything is stored
@@ -259,7 +263,8 @@ class Store:
                 reported(progress, f"saving {model}") as told,
                 self._parts.saving.begin(selection, progress=told) as writer,
             ):
-                how = self._names.publication(model, message, seen=before.last)
+                summary = summary_of_files(files)
+                how = self._names.publication(model, summary, message, seen=before.last)
                 entry = writer.publish(how, files, lineage)
         finally:
             for file in files:

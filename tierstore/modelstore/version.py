@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from tierstore.format.reflog import RefEntry
+from tierstore.format.reflog import RefEntry, Summary
 from tierstore.ids import Digest
 from tierstore.shown import html_facts, size, time_text
 
@@ -76,6 +76,10 @@ class Version:
         stats: What the save cost; ``None`` unless this object came from ``save``.
         variant: The name of the lossy variant of version ``number`` that this is, or ``None``.
         is_release: Whether it has no content of its own, but names versions of several models.
+        size: Bytes of its files, as its entry in the log says; ``None`` of a release, and where the
+            entry is an early one that does not say it.
+        file_count: Number of its files, likewise.
+        tensor_count: Number of its tensors, likewise.
 
     Examples:
         >>> store = tierstore.init("store")
@@ -95,6 +99,9 @@ class Version:
     stats: SaveStats | None = field(default=None, compare=False)
     variant: str | None = None
     is_release: bool = False
+    size: int | None = field(default=None, compare=False)
+    file_count: int | None = field(default=None, compare=False)
+    tensor_count: int | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         variant = f"+{self.variant}" if self.variant else ""
@@ -112,10 +119,11 @@ class Version:
             ("created", f"{time_text(self.created)} by {self.who}"),
             ("message", self.message),
         ]
+        if self.size is not None:
+            facts += [("size", size(self.size))]
         if self.stats is not None:
             stats = self.stats
             facts += [
-                ("size", size(stats.logical_bytes)),
                 ("new", f"{size(stats.new_bytes)}, stored as {size(stats.stored_bytes)}"),
                 ("base", stats.base or ""),
             ]
@@ -152,10 +160,21 @@ def version_of(
     """The version that an entry of a model's ``versions``, or of a variant's log publishes."""
     assert entry.version is not None
     assert entry.manifest is not None
-    return Version(
+    version = Version(
         model, entry.version, Digest.from_hex(entry.manifest), when(entry), entry.who,
         entry.message, stats, variant, entry.action == RELEASED,
     )  # fmt: skip
+    return with_summary(version, entry.summary) if entry.summary else version
+
+
+def with_summary(version: Version, summary: Summary) -> Version:
+    """Return a version with how large it is."""
+    return replace(
+        version,
+        size=summary.bytes,
+        file_count=summary.files,
+        tensor_count=summary.tensors,
+    )
 
 
 def when(entry: RefEntry) -> datetime:

@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import Any, get_args
 
 import blake3
+import msgspec
 from hypothesis import strategies as st
 
 from tierstore.codecs import CODECS
@@ -33,6 +34,7 @@ from tierstore.format.reflog import (
     Lease,
     RefEntry,
     Rollout,
+    Summary,
 )
 from tierstore.format.safetensors import build_header
 from tierstore.format.storeconfig import Features, StoreConfig
@@ -287,7 +289,14 @@ def ref_entries(draw: st.DrawFn) -> RefEntry:
         tool=draw(st.text()),
         rollout=None if gone else draw(st.none() | rollouts()),
         versions=sorted(draw(st.sets(st.integers(1, MAX_SEQ), min_size=1))) if removed else [],
+        summary=msgspec.UNSET if gone else draw(st.just(msgspec.UNSET) | summaries()),
     )
+
+
+def summaries() -> st.SearchStrategy[Summary]:
+    """Draw summaries of versions of any size."""
+    counts = st.integers(0, 2**63 - 1)
+    return st.builds(Summary, bytes=counts, files=counts, tensors=counts)
 
 
 @st.composite

@@ -36,7 +36,12 @@ from tierstore.modelstore.loading.arrays import ArrayBytes
 from tierstore.modelstore.loading.dequantized import read_record
 from tierstore.modelstore.loading.opener import VerifiedOpened
 from tierstore.modelstore.loading.tensor import VerifiedTensor
-from tierstore.modelstore.saving.source import ArrayFile, BytesFile, SourceFile
+from tierstore.modelstore.saving.source import (
+    ArrayFile,
+    BytesFile,
+    SourceFile,
+    summary_of_files,
+)
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import DERIVED_FROM, Version, version_of
 from tierstore.progress import Progress, reported
@@ -228,7 +233,7 @@ def _publish(
     saving = store._parts.saving
     selection = saving.named_base(files, _newest_of(store, version.model, label))
     with saving.begin(selection) as writer:
-        how = store._names.derivation(version, label, message)
+        how = store._names.derivation(version, label, summary_of_files(files), message)
         entry = writer.publish(how, files, lineage)
     return version_of(version.model, entry, writer.stats(), label)
 

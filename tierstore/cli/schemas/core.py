@@ -85,12 +85,20 @@ class Load(Schema):
     full_bytes: int
 
 
+class SizedVersion(VersionJson):
+    """A version, and how large its files are together; null where that cannot be read."""
+
+    bytes: int | None
+    files: int | None
+    tensors: int | None
+
+
 class ListedModel(Schema):
     """A model: how many versions it has, the newest one, and where its aliases point."""
 
     model: str
     versions: int
-    latest: VersionJson
+    latest: SizedVersion
     aliases: dict[str, int]
 
 
@@ -100,7 +108,7 @@ class Models(Schema):
     models: list[ListedModel]
 
 
-class ListedVersion(VersionJson):
+class ListedVersion(SizedVersion):
     """A version and the aliases that point to it."""
 
     aliases: list[str]

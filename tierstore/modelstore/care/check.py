@@ -34,9 +34,10 @@ from tierstore.modelstore.care.check_folds import FoldCheck, FoundFold, look_at_
 from tierstore.modelstore.care.check_home import check_home
 from tierstore.modelstore.care.check_logs import NO_ENTRY, NO_VERSION, by_log, by_model, model_of
 from tierstore.modelstore.care.check_parts import NeededParts, distinct, read_layout
-from tierstore.modelstore.care.check_patches import named_below, needed_below
+from tierstore.modelstore.care.check_patches import is_readable, named_below, needed_below
 from tierstore.modelstore.care.check_removed import ExpiredVersions
 from tierstore.modelstore.care.check_report import CheckReport
+from tierstore.modelstore.care.check_sizes import Sizes
 from tierstore.modelstore.care.check_users import Users
 from tierstore.modelstore.care.readtimes import ReadTimes
 from tierstore.modelstore.chunks.examine import examine, quarantine
@@ -98,7 +99,7 @@ class _Check:
         self._users, self._parts = Users(home), parts
         self._before, self._lasts = lengths_before(home.blobs), dict[str, int]()
         """How many entries logs had, by the collector's note and by what was checked so far."""
-        self._claimed = 0
+        self._claimed, self._sizes = 0, Sizes()
         self._expired = ExpiredVersions(home)
         self._folds: list[tuple[FoundFold, int]] = []
         """Folds that are what the patches give as far as metadata tells, with the bytes to compare.
@@ -138,6 +139,7 @@ class _Check:
         self._check_refs()
         for digest in self._users.each():
             self._check_version(digest)
+        self._report.findings += self._sizes.wrong()
         self._report.chunks = self._parts.chunks()
         sizes = self._check_packs(self._parts.packs())
         self._report.findings += check_home(self._home)
@@ -328,6 +330,7 @@ class _Check:
         digest = Digest.from_hex(entry.manifest)
         if self._expired.takes(name, entry, digest):
             return
+        self._sizes.said(key, entry, digest)
         if name.startswith(keys.VARIANTS):
             self._taken_back.add(entry.previous)
             if entry.previous is not None or entry.seq in self._taken_back:
@@ -360,6 +363,7 @@ class _Check:
             self._problems.unread(keys.version_key(digest), error, digest)
             return None
         self._report.versions += 1
+        self._sizes.found(digest, manifest)
         try:
             table = read_layout(self._home, digest, manifest)
         except (Damaged, NotFound, UnsupportedFormat) as error:
@@ -375,15 +379,9 @@ class _Check:
             below = needed_below(self._home, digest)
         except (Damaged, NotFound, UnsupportedFormat) as error:
             below = named_below(self._home, digest)
-            if all(map(self._is_readable, below.read)):  # else that one is named
+            if all(is_readable(self._home, one) for one in below.read):  # else that one is named
                 self._damage(keys.version_key(digest), error, digest, is_collectable=True)
         self._users.add_below(digest, below)
-
-    def _is_readable(self, digest: Digest) -> bool:
-        with suppress(Damaged, NotFound, UnsupportedFormat):
-            self._home.manifest(digest)
-            return True
-        return False
 
     def _check_stand_ins(self) -> dict[bytes, tuple[int, int]]:
         """Look at what is read in the place of folds with losses, as at what versions need.

@@ -71,6 +71,14 @@ def named_below(home: Home, digest: Digest) -> Below:
     return Below(tuple(named))
 
 
+def is_readable(home: Home, digest: Digest) -> bool:
+    """Return whether a manifest can be read."""
+    with suppress(Damaged, NotFound, UnsupportedFormat):
+        home.manifest(digest)
+        return True
+    return False
+
+
 def unread_because_of(
     home: Home,
     digest: Digest,

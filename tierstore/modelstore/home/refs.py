@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import NamedTuple
 
+import msgspec
+
 from tierstore.arguments import as_message
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import (
@@ -26,7 +28,7 @@ from tierstore.errors import (
     UnsupportedFormat,
 )
 from tierstore.format.keys import CONFIG, HEAD, entry_key, ref_prefix
-from tierstore.format.reflog import Action, Hint, RefEntry, Rollout, parse_entry
+from tierstore.format.reflog import Action, Hint, RefEntry, Rollout, Summary, parse_entry
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.format.storeconfig import StoreConfig, parse_config
 from tierstore.modelstore.home.news import News
@@ -58,12 +60,14 @@ class RefTarget(NamedTuple):
         manifest: Hex digest of the version's manifest.
         previous: Number of the entry that a rollback goes back to.
         rollout: The rollout under way, when an alias is moving to another version.
+        summary: How large the version is, where the entry publishes it.
     """
 
     version: int | None
     manifest: str | None
     previous: int | None = None
     rollout: Rollout | None = None
+    summary: Summary | None = None
 
 
 NOWHERE = RefTarget(None, None)
@@ -293,6 +297,7 @@ class RefLog:
                 message=note,
                 tool=f"tierstore {package_version('tierstore')}{mark}",
                 versions=list(versions),
+                summary=goal.summary or msgspec.UNSET,
             )
             if self._create(entry):
                 self._tell(seq)

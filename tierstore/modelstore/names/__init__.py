@@ -13,5 +13,6 @@ __all__ = [
     "removed",
     "reports",
     "rollout",
+    "sizes",
     "witnesses",
 ]

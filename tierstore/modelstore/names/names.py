@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tierstore.arguments import as_whole
 from tierstore.errors import Conflict, InvalidName, NotFound, TierstoreError, UsageError
 from tierstore.format.keys import ALIASES, HEAD, REFS, VARIANTS, VERSION_LOG, segment
-from tierstore.format.reflog import HOLDS_NUMBER, RefEntry, that_count
+from tierstore.format.reflog import HOLDS_NUMBER, RefEntry, Summary, that_count
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import FULL, Digest, ModelRef, check_alias, check_name
 from tierstore.modelstore.home.home import Home
@@ -362,6 +362,7 @@ class Names:
         self,
         model: str,
         digest: Digest,
+        summary: Summary | None,
         message: str | None,
         after: int | None = None,
         origin: RefEntry | None = None,
@@ -369,19 +370,28 @@ class Names:
     ) -> RefEntry:
         """Append a new version to a model's log; for ``origin`` and ``seen`` see ``RefLog.append``.
 
+        Args:
+            model: Name of the model.
+            digest: Digest of the version's manifest.
+            summary: How large the version is; ``None`` where that is not known.
+            message: Note for the log.
+            after: The number that the newest version must have.
+            origin: The entry that this one is a copy of.
+            seen: An entry that was the last one a while ago.
+
         Raises:
             Conflict: The newest version is not number ``after`` (0 for none), or the name is a
                 release's.
         """
 
-        def target(last: RefEntry | None) -> tuple[int, str, None]:
+        def target(last: RefEntry | None) -> RefTarget:
             refuse_mixed(model, last, release=False)
             if after is not None and not self._is_newest(model, after, last):
                 raise Conflict(
                     f"the newest version of {model} is not {after} any more; look at it and try "
                     "again"
                 )
-            return 0, digest.hex, None
+            return RefTarget(0, digest.hex, summary=summary)
 
         return self.home.log(model).append("publish", target, message, origin=origin, seen=seen)
 
@@ -400,6 +410,7 @@ class Names:
     def publication(
         self,
         model: str,
+        summary: Summary | None,
         message: str | None,
         after: int | None = None,
         origin: RefEntry | None = None,
@@ -407,17 +418,27 @@ class Names:
     ) -> Publication[RefEntry]:
         """Return how a new version of a model is published; see ``publish``."""
         return Publication(
-            lambda digest: self.publish(model, digest, message, after, origin, seen),
+            lambda digest: self.publish(model, digest, summary, message, after, origin, seen),
             lambda entry, why: self.named.unpublish(version_of(model, entry), why),
             own=self.home.log(model).own,
         )
 
     def derivation(
-        self, version: Version, label: str, message: str | None, origin: RefEntry | None = None
+        self,
+        version: Version,
+        label: str,
+        summary: Summary | None,
+        message: str | None,
+        origin: RefEntry | None = None,
     ) -> Publication[RefEntry]:
-        """Return how a variant of a version is published, by an entry of its log.
+        """Return how a variant of a version is published, by an entry of its log; see ``publish``.
 
-        For ``origin`` see ``RefLog.append``.
+        Args:
+            version: The version.
+            label: Name of the variant.
+            summary: How large the variant is; ``None`` where that is not known.
+            message: Note for the log.
+            origin: The entry that this one is a copy of.
         """
         log = self.home.log(version.model, VARIANTS + label)
 
@@ -427,7 +448,7 @@ class Names:
             return f"{version}+{label} was published, and is taken back"
 
         def append(digest: Digest) -> RefEntry:
-            to = RefTarget(version.number, digest.hex)
+            to = RefTarget(version.number, digest.hex, summary=summary)
             return log.append("derive", lambda _: to, message, origin=origin)
 
         return Publication(append, take_back, own=log.own)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from tierstore.arguments import as_message, as_whole
 from tierstore.errors import Conflict, NotFound, UsageError
+from tierstore.format.manifest import summary_of
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import ModelRef, check_alias
@@ -73,7 +74,7 @@ class Patching:
 
         newest = base.number if parsed == ModelRef(base.model) else None
         how = replace(
-            self._names.publication(base.model, message, newest),
+            self._names.publication(base.model, summary_of(below.full), message, newest),
             look=lambda entry: self._look_below(base, below, entry),
             below=frozenset(digest.raw for digest in below.chain.needed),
         )

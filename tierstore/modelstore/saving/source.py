@@ -34,6 +34,7 @@ from tierstore.format.checks import xxh3
 from tierstore.format.exportlist import ExportList
 from tierstore.format.manifest import FileEntry
 from tierstore.format.paths import EXPORT_LIST, alike, check_new_path, is_own
+from tierstore.format.reflog import Summary
 from tierstore.format.safetensors import (
     Header,
     build_header,
@@ -108,6 +109,13 @@ class SourceFile(ABC):
 
     def close(self) -> None:  # noqa: B027 - arrays hold nothing open
         """Release the source; calling it twice is fine."""
+
+
+def summary_of_files(files: Iterable[SourceFile]) -> Summary:
+    """Return how large a version of these files is, as ``summary_of`` its manifest."""
+    given = [*files]
+    tensors = [len(file.header.tensors) for file in given if file.header]
+    return Summary(bytes=sum(file.size for file in given), files=len(given), tensors=sum(tensors))
 
 
 class DiskFile(SourceFile):

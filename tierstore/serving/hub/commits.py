@@ -27,6 +27,7 @@ from tierstore.modelstore.saving.source import (
     BytesFile,
     DiskFile,
     SourceFile,
+    summary_of_files,
     warn_of_alike,
 )
 from tierstore.modelstore.store import Store
@@ -222,13 +223,15 @@ class Committer:
         message = f"{asked.message} ({who})" if who else asked.message
         pointed = branch != MAIN or any(a.name == MAIN for a in self._store.aliases(model))
         was = parent.number if parent is not None else None
+        summary = summary_of_files(files)
 
         def append(digest: Digest) -> RefEntry:
             if parent is not None and digest == parent.digest:  # nothing changed
                 return self._store._parts.home.log(model).entry(parent.number)
             if pointed:
                 names.check_movable(model, branch, was)
-            return names.publish(model, digest, message, newest.seq if newest else 0, seen=newest)
+            after = newest.seq if newest else 0
+            return names.publish(model, digest, summary, message, after, seen=newest)
 
         def take_back(entry: RefEntry, why: BaseException) -> str:
             version = version_of(model, entry)
