@@ -135,6 +135,31 @@ def test_a_later_process_reads_only_the_ends_that_are_new(
     assert [key for op, key in asked.calls if op == "get"] == [CONFIG, key]
 
 
+def test_a_later_process_reads_only_the_versions_that_are_new(
+    store: Store, blobs: MemoryStore, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one model, or of all."""
+    monkeypatch.setattr(readcache, "SETTLED_S", -60)
+    monkeypatch.setattr(listing, "_FEW", 0)
+    for value in range(3):
+        save(store, "m", value)
+    save(store, "n", 1)
+    derive(store, "m@1", {"cast": "bf16"}, name="half")
+    dict(list_names(store._names, cache).all_versions())
+    save(store, "m", 3)
+    every = {name: store.versions(name) for name in ("m", "n")}
+    half = store._names.all_variants("m")
+    asked = FaultyStore(blobs)
+    with opened(asked, cache) as other:
+        before = len(asked.calls)
+        assert list_names(other._names, cache, "m").versions("m") == every["m"]
+        new = entry_key(ref_prefix("m", "versions"), 4)
+        assert asked.calls[before:] == [("list", f"{REFS}m/"), ("get", new)]
+        found = dict(list_names(other._names, cache).all_versions())
+        assert found == {"m": [*every["m"], *half], "n": every["n"]}
+        assert asked.calls[before + 2 :] == [("list", REFS)]
+
+
 def test_a_number_that_was_given_a_second_time_is_read_again(
     store: Store, blobs: MemoryStore, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

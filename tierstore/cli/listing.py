@@ -11,6 +11,7 @@ from tierstore.cli.kit.skipped import Skipped
 from tierstore.cli.models import VersionFields, version_fields
 from tierstore.cli.removal import show_deleted
 from tierstore.cli.schemas import core as schemas
+from tierstore.ids import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,10 +128,16 @@ def _size(version: schemas.SizedVersion) -> str:
 
 
 def _ls_versions(cli: Cli, store: Store, model: str) -> None:
-    versions = _sized(store, store.versions(model))
+    from tierstore.modelstore.names.listed import list_names
+
+    model = check_name("model", model)
+    listed = list_names(store._names, store._parts.settings.cache_dir, model)
+    if model not in listed.models():
+        store.versions(model)  # it says why there are none
+    versions = _sized(store, listed.versions(model))
     pointing: dict[int, list[str]] = {}
-    for alias in store.aliases(model):
-        pointing.setdefault(alias.version.number, []).append(alias.name)
+    for alias, number in listed.model(model).aliases.items():
+        pointing.setdefault(number, []).append(alias)
     data = schemas.Versions(
         model=versions[0].model,
         versions=[

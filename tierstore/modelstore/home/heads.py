@@ -7,11 +7,11 @@ whoever wrote to them: nothing need be announced, and no log that stayed as it i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import NamedTuple
 
-from tierstore.blobs.base import BlobStore
+from tierstore.blobs.base import BlobInfo, BlobStore
 from tierstore.errors import InvalidName
 from tierstore.format.keys import (
     ALIASES,
@@ -19,6 +19,7 @@ from tierstore.format.keys import (
     REMOVED_LOG,
     VARIANTS,
     VERSION_LOG,
+    model_prefix,
     ref_prefix,
     seq_of,
     unsegment,
@@ -54,18 +55,25 @@ class Heads:
 
     Args:
         home_blobs: The store's home. A request lists a thousand entries.
+        model: Name of the only model whose logs are listed; ``None`` for all.
+        seen: Told of every entry.
 
     Attributes:
         newest_s: When the newest of all keys that were listed was written, in seconds since the
             epoch by the storage's own clock; 0 without any.
     """
 
-    def __init__(self, home_blobs: BlobStore) -> None:
+    def __init__(
+        self,
+        home_blobs: BlobStore,
+        model: str | None = None,
+        seen: Callable[[BlobInfo], None] = lambda info: None,
+    ) -> None:
         self._ends: dict[str, dict[str, End]] = {}
         self._folders = dict[str, None]()
         self.newest_s = 0.0
         of_log, prefix, ends, name = ("", ""), "", dict[str, End](), ""
-        for info in home_blobs.list(REFS):
+        for info in home_blobs.list(REFS if model is None else model_prefix(model)):
             self.newest_s = max(self.newest_s, info.mtime)
             match = _LOG.match(info.key)
             if match is None:
@@ -75,15 +83,16 @@ class Heads:
             if of_log != match.groups():
                 of_log = match[1], match[2]
                 try:
-                    model, name = unsegment(match[1]), unsegment(match[2])
-                    prefix = ref_prefix(model, name)
+                    of, name = unsegment(match[1]), unsegment(match[2])
+                    prefix = ref_prefix(of, name)
                 except (UnicodeDecodeError, InvalidName):  # no log of ours
                     prefix = "/"
                 else:
-                    ends = self._ends.setdefault(model, {})
+                    ends = self._ends.setdefault(of, {})
             seq = seq_of(info.key, prefix)
             if seq is not None and follows(seq, ends.get(name, _NONE).seq):
                 ends[name] = End(seq, info.mtime, info.size)
+                seen(info)
 
     def of(self, model: str, name: str) -> End:
         """Return the last entry of a log.
