@@ -24,6 +24,7 @@ from tierstore.format.keys import (
     ref_prefix,
     retention_key,
 )
+from tierstore.modelstore.home.retention import read_over
 from tierstore.modelstore.names.removed import Windows
 from tierstore.modelstore.reclaim.removal import Removing
 from tierstore.modelstore.store import Store
@@ -316,6 +317,7 @@ def test_what_was_removed_when_the_clock_was_behind_ends_no_earlier_window(store
     store.remove("a@2")
     leap(store, 0)
     assert len(store.reclaim.run(grace=NOW).of("deleted")) == 1
+    assert "a" not in read_over(store._blobs).entries  # clients of before go by that alone
     until = {str(one.version): one.until for one in store.deleted()}
     assert until["a@2"] < datetime.now(UTC)
     assert until[str(patch)] > datetime.now(UTC) + timedelta(days=6)
