@@ -180,10 +180,11 @@ class Forgetting:
             )
             for number, one in contents.items()
         ]
+        named = holders.named(model, contents, frozenset(), aliases)
         kept = {max(contents): ["newest"]}
         for reasons in (
             kept_by(rules, candidates, datetime.fromtimestamp(holders.now_s(), UTC)),
-            holders.named(model, contents, frozenset(), aliases),
+            {number: [one.text for one in every] for number, every in named.items()},
             holders.left(model, aliases),
         ):
             for number, why in reasons.items():

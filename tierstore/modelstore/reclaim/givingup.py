@@ -199,7 +199,7 @@ class GivingUp:
         found = self._holders.named(model, blank, frozenset(), aliases, readers=False)
         pins = Pins(self._home.blobs).active(self._holders.now_s)
         pinned_by = [f"pin of {pin.who}" for pin in pins if pinned(pin.ref) == (model, number)]
-        return [*found.get(number, []), *pinned_by]
+        return [*(one.text for one in found.get(number, [])), *pinned_by]
 
     def _fill(self, model: str, lost: Sequence[int], name: str = VERSION_LOG) -> None:
         """Write an entry in the place of each lost one, unless that came back meanwhile."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from tierstore.blobs.base import BlobInfo
 from tierstore.errors import Damaged, NotFound
@@ -36,8 +37,23 @@ from tierstore.modelstore.names.rollout import HOLDER
 from tierstore.modelstore.version import RELEASED
 from tierstore.shown import duration_text
 
-Reasons = dict[int, list[str]]
-"""Why versions stay, by their numbers."""
+HolderKind = Literal["alias", "rollout", "release", "pin", "lease", "patch"]
+
+
+class Holder(NamedTuple):
+    """Who names a version.
+
+    Attributes:
+        kind: What does.
+        text: Which one, in words that begin with its kind.
+    """
+
+    kind: HolderKind
+    text: str
+
+
+Reasons = dict[int, list[Holder]]
+"""Who names versions, by their numbers."""
 
 _log = logging.getLogger("tierstore.removal")
 _PATCH, _FULL = b"patch", b"full"
@@ -150,23 +166,23 @@ class Holders:
             readers: Whether who reads a version counts.
         """
         found: Reasons = {}
-        for number, reason in [*_meant(model, aliases), *self._releases(model, releases)]:
+        for number, holder in [*_meant(model, aliases), *self._releases(model, releases)]:
             if number in going:
-                found.setdefault(number, []).append(reason)
+                found.setdefault(number, []).append(holder)
         by_digest = self._pinned_and_read(readers=readers)
         for number, content in going.items():
             for digest in sorted(content.digests - staying):
                 found.setdefault(number, []).extend(by_digest.get(digest, []))
-        return {number: sorted(set(reasons)) for number, reasons in found.items() if reasons}
+        return {number: sorted(set(holders)) for number, holders in found.items() if holders}
 
-    def left(self, model: str, aliases: Mapping[str, RefEntry]) -> Reasons:
-        """Return the versions that aliases left lately (SPEC 9.1), or would go back to.
+    def left(self, model: str, aliases: Mapping[str, RefEntry]) -> dict[int, list[str]]:
+        """Return which versions aliases left lately (SPEC 9.1), or would go back to, and which do.
 
         Args:
             model: The model's name.
             aliases: The newest entry of each of its aliases.
         """
-        found: Reasons = {}
+        found: dict[int, list[str]] = {}
         now_us = self.now_s() * 1e6
         history_s = self._alias_history_s(model)
         since_us = now_us - history_s * 1e6
@@ -186,10 +202,10 @@ class Holders:
         self._entries |= {(model, name, entry.seq): entry for entry in newest}
         return goes_back_to(newest[-1], lambda seq: self._read(model, name, [seq])[0])
 
-    def _releases(self, model: str, going: Set[tuple[str, int]]) -> list[tuple[int, str]]:
+    def _releases(self, model: str, going: Set[tuple[str, int]]) -> list[tuple[int, Holder]]:
         """Return which versions of a model releases have, and which release, but for some."""
         return [
-            (member.version, f"release {name}@{number}")
+            (member.version, Holder("release", f"release {name}@{number}"))
             for name, number, member in self._released(going)
             if member.model == model
         ]
@@ -225,18 +241,19 @@ class Holders:
             self._members[manifest] = tuple(found or ())
         return self._members[manifest]
 
-    def _pinned_and_read(self, *, readers: bool) -> Mapping[str, list[str]]:
+    def _pinned_and_read(self, *, readers: bool) -> Mapping[str, list[Holder]]:
         """Return who pins or reads versions, by the digests of their manifests."""
-        found: dict[str, list[str]] = {}
+        found: dict[str, list[Holder]] = {}
         for pin in Pins(self._home.blobs).active(self.now_s):
             if not pin.ref.startswith(HOLDER):  # the alias names what a rollout pins
-                found.setdefault(pin.version.hex, []).append(f"pin of {pin.who}")
+                holder = Holder("pin", f"pin of {pin.who}")
+                found.setdefault(pin.version.hex, []).append(holder)
         for lease in in_force(self._home.blobs, "reader") if readers else ():
             # what this process reads itself its lease keeps from being deleted; that is enough
             if not is_own(lease):
                 for version in lease.versions:
                     reader = f"lease of {lease.who} (pid {lease.pid} on {lease.host})"
-                    found.setdefault(version, []).append(reader)
+                    found.setdefault(version, []).append(Holder("lease", reader))
         return found
 
     def chains(self, model: str, staying: Mapping[int, VersionDigests]) -> dict[str, str]:
@@ -315,10 +332,15 @@ def numbers_in_force(names: Names, model: str) -> tuple[list[int], set[int]]:
     return [number for number in range(top, 0, -1) if number not in removed], set(announced)
 
 
-def _meant(model: str, aliases: Mapping[str, RefEntry]) -> list[tuple[int, str]]:
-    """Return which versions aliases mean, and how each is called in messages."""
+def _meant(model: str, aliases: Mapping[str, RefEntry]) -> list[tuple[int, Holder]]:
+    """Return which versions aliases mean, and who does."""
     return [
-        (one.version, f"rollout of {model}@{alias}" if one.is_rollout else f"alias {alias}")
+        (
+            one.version,
+            Holder("rollout", f"rollout of {model}@{alias}")
+            if one.is_rollout
+            else Holder("alias", f"alias {alias}"),
+        )
         for alias, last in aliases.items()
         for one in current([last])
     ]

@@ -20,7 +20,7 @@ from tierstore.modelstore.home.retention import SetRetentions
 from tierstore.modelstore.names.aliaslog import goes_back_to
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.removed import apply_removal
-from tierstore.modelstore.reclaim.holders import Holders
+from tierstore.modelstore.reclaim.holders import Holder, Holders
 from tierstore.modelstore.reclaim.reflogs import RefLogs
 
 
@@ -39,8 +39,8 @@ class ListedHolders(Holders):
         self._stored = stored
         self._reflogs = RefLogs(self._home.blobs, self._cache)
         self._listed: dict[str, Sequence[RefEntry]] = {}
-        self._by_digest: Mapping[str, list[str]] | None = None
-        self._by_model: dict[str, list[tuple[int, str]]] | None = None
+        self._by_digest: Mapping[str, list[Holder]] | None = None
+        self._by_model: dict[str, list[tuple[int, Holder]]] | None = None
 
     def begin(self, model: str) -> None:
         """Look at a model, by one LIST; what was read of the one before is let go.
@@ -87,16 +87,16 @@ class ListedHolders(Holders):
     def _back(self, model: str, name: str, newest: Sequence[RefEntry]) -> RefEntry | None:
         return goes_back_to(newest[-1], lambda seq: self._read(model, name, [seq])[0])
 
-    def _releases(self, model: str, going: Set[tuple[str, int]]) -> list[tuple[int, str]]:
+    def _releases(self, model: str, going: Set[tuple[str, int]]) -> list[tuple[int, Holder]]:
         if self._by_model is None:
-            by_model: dict[str, list[tuple[int, str]]] = {}
+            by_model: dict[str, list[tuple[int, Holder]]] = {}
             for name, number, member in Holders(self._names)._released():
                 of_model = by_model.setdefault(member.model, [])
-                of_model.append((member.version, f"release {name}@{number}"))
+                of_model.append((member.version, Holder("release", f"release {name}@{number}")))
             self._by_model = by_model
         return self._by_model.get(model, [])
 
-    def _pinned_and_read(self, *, readers: bool) -> Mapping[str, list[str]]:
+    def _pinned_and_read(self, *, readers: bool) -> Mapping[str, list[Holder]]:
         if self._by_digest is None:
             self._by_digest = super()._pinned_and_read(readers=True)
         return self._by_digest

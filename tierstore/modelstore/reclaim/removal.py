@@ -18,12 +18,18 @@ from tierstore.modelstore.names.removalprotocol import Appended, Removal, gone_m
 from tierstore.modelstore.names.removed import Windows
 from tierstore.modelstore.reclaim.feature import check_enabled, is_enabled
 from tierstore.modelstore.reclaim.givingup import GivingUp
-from tierstore.modelstore.reclaim.holders import Holders, Reasons, numbers_in_force
+from tierstore.modelstore.reclaim.holders import (
+    Holder,
+    HolderKind,
+    Holders,
+    Reasons,
+    numbers_in_force,
+)
 from tierstore.modelstore.reclaim.removedlist import removed_version
 from tierstore.modelstore.version import Version
 
 _SHOWN = 5
-_FIRST = {
+_FIRST: dict[HolderKind, str] = {
     "alias": "point the alias elsewhere ('tierstore alias set') or remove it",
     "rollout": "let the rollout end ('tierstore rollout abort')",
     "release": "remove the release as well",
@@ -31,7 +37,7 @@ _FIRST = {
     "lease": "end the process that reads it, or wait for it",
     "patch": "remove the patch as well, or fold it ('tierstore fold')",
 }
-"""What to do about who names a version, by the first word of the reason."""
+"""What to do about who names a version."""
 
 _ROUNDS = 5
 _log = logging.getLogger("tierstore.removal")
@@ -63,7 +69,7 @@ class RemovalPlan:
             names: The names of the store.
             holders: Finds who names versions.
         """
-        held: dict[str, Sequence[str]] = {}
+        held: dict[str, Sequence[Holder]] = {}
         for model, numbers in self.going.items():
             reasons = self._needed(names, holders, model, numbers)
             held |= {f"{model}@{number}": reasons[number] for number in sorted(reasons)}
@@ -117,7 +123,9 @@ class RemovalPlan:
         for number, content in going.items():
             patch = chains.get(content.entry.manifest or "")
             if patch is not None and content.entry.manifest not in staying:
-                needed.setdefault(number, []).append(f"patch {patch}, which lies on it")
+                needed.setdefault(number, []).append(
+                    Holder("patch", f"patch {patch}, which lies on it")
+                )
         return needed
 
 
@@ -409,7 +417,7 @@ def as_text(ref: str | Version) -> str:
     return str(ref) if isinstance(ref, Version) else ref
 
 
-def _refuse_left(model: str, going: Iterable[int], left: Reasons) -> None:
+def _refuse_left(model: str, going: Iterable[int], left: Mapping[int, list[str]]) -> None:
     """Raise ``Conflict`` where an alias was moved since rules were asked what stays."""
     for number in going:
         if reasons := left.get(number):
@@ -419,9 +427,12 @@ def _refuse_left(model: str, going: Iterable[int], left: Reasons) -> None:
             )
 
 
-def _refuse(held: Mapping[str, Sequence[str]]) -> None:
-    needed = [f"{ref} is needed by {', '.join(reasons)}" for ref, reasons in held.items()]
+def _refuse(held: Mapping[str, Sequence[Holder]]) -> None:
+    needed = [
+        f"{ref} is needed by {', '.join(one.text for one in holders)}"
+        for ref, holders in held.items()
+    ]
     more = f"; and {len(needed) - _SHOWN} more" if len(needed) > _SHOWN else ""
-    kinds = {reason.partition(" ")[0] for reasons in held.values() for reason in reasons}
+    kinds = {one.kind for holders in held.values() for one in holders}
     first = ", ".join(what for kind, what in _FIRST.items() if kind in kinds)
     raise Conflict(f"{'; '.join(needed[:_SHOWN])}{more}; nothing was removed: first {first}")
