@@ -19,6 +19,7 @@ __all__ = [
     "pins",
     "probe",
     "quarantine",
+    "readable",
     "readcache",
     "readerlease",
     "refs",

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import blake3
 
-from tierstore.errors import Damaged, UnsupportedFormat
 from tierstore.format.keys import PURGED, PURGES
 from tierstore.format.purge import PurgedContent, PurgeOrder
 from tierstore.format.reflog import RefEntry
-from tierstore.format.sealed import Body, Kind, seal_body, unseal_body
+from tierstore.format.sealed import Body, Kind, seal_body
 from tierstore.ids import split_digests
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.once import create_once
+from tierstore.modelstore.home.readable import read_readable
 from tierstore.modelstore.home.refs import whoami
 from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.names.removed import PURGE, Removals
@@ -171,9 +170,5 @@ def _names(home: Home, prefix: str) -> dict[str, float]:
 def _readable(
     home: Home, names: Iterable[str], prefix: str, kind: Kind, body: type[_B]
 ) -> dict[str, _B]:
-    found: dict[str, _B] = {}
-    keys = [prefix + name for name in names]
-    for key, data in home.blobs.get_many(keys).items() if keys else ():
-        with suppress(Damaged, UnsupportedFormat):  # whoever checks or repairs it says so
-            found[key.removeprefix(prefix)] = unseal_body(kind, data, body, key)
-    return found
+    found = read_readable(home.blobs, (prefix + name for name in names), kind, body)
+    return {key.removeprefix(prefix): one for key, one in found.items()}

@@ -36,6 +36,7 @@ from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.format.tiers import HEAT
 from tierstore.modelstore.home.leases import in_force
 from tierstore.modelstore.home.once import create_once
+from tierstore.modelstore.home.readable import read_readable
 
 _BY_NODE = ((HEAT, 0, 0), (GROWTH, 0, 0), (NODES, 0, 1), (REPORTS, 2, 0))
 """Prefixes of objects that a node writes, with how many segments are before and behind its name."""
@@ -181,12 +182,7 @@ class Orders:
             }
         found = list(known.values())
         keys = [key for key in there if key not in known]
-        for key, data in self._blobs.get_many(keys).items():
-            try:
-                order = unseal_body(Kind.PURGE, data, PurgeOrder, key)
-            except (Damaged, UnsupportedFormat) as error:
-                _log.warning("%s", error)
-                continue
+        for key, order in read_readable(self._blobs, keys, Kind.PURGE, PurgeOrder, _log).items():
             found.append(order)
             if order.done:
                 with self._lock:
@@ -244,13 +240,8 @@ class Orders:
     def parts(self, name: str, wanted: Iterable[str]) -> dict[str, PurgePart]:
         """Return parts of an order that can be read, by their names."""
         keys = {purge_part_key(name, one): one for one in sorted(wanted)}
-        found: dict[str, PurgePart] = {}
-        for key, data in self._blobs.get_many(list(keys)).items() if keys else ():
-            try:
-                found[keys[key]] = unseal_body(Kind.PURGE_PART, data, PurgePart, key)
-            except (Damaged, UnsupportedFormat) as error:
-                _log.warning("%s", error)
-        return found
+        found = read_readable(self._blobs, keys, Kind.PURGE_PART, PurgePart, _log)
+        return {keys[key]: part for key, part in found.items()}
 
     def acknowledge(self, said: Acknowledgement) -> None:
         """Write what the agent of a place has dropped, over what it said before."""
@@ -266,12 +257,9 @@ class Orders:
         keys = [info.key for info in self._blobs.list(f"{ACKS}{name}/")]
         return {said.place: said for said in self._said(keys)}
 
-    def _said(self, keys: list[str]) -> Iterator[Acknowledgement]:
-        for key, data in self._blobs.get_many(keys).items():
-            try:
-                yield unseal_body(Kind.ACKNOWLEDGEMENT, data, Acknowledgement, key)
-            except (Damaged, UnsupportedFormat) as error:
-                _log.warning("%s", error)
+    def _said(self, keys: list[str]) -> Iterable[Acknowledgement]:
+        kind = Kind.ACKNOWLEDGEMENT
+        return read_readable(self._blobs, keys, kind, Acknowledgement, _log).values()
 
     def note(self, note: NodeNote) -> None:
         """Say that there is an agent on a node."""
@@ -287,12 +275,7 @@ class Orders:
         """Return what the notes say of nodes that are gone; it counts by when it was written."""
         found = {node: SaidGone(when) for node, when in since.items()}
         keys = {f"{NODES}{segment(node)}/{_GONE}": node for node in since}
-        for key, data in self._blobs.get_many(list(keys)).items():
-            try:
-                note = unseal_body(Kind.NODE, data, NodeNote, key)
-            except (Damaged, UnsupportedFormat) as error:
-                _log.warning("%s", error)
-                continue
+        for key, note in read_readable(self._blobs, keys, Kind.NODE, NodeNote, _log).items():
             found[keys[key]] = SaidGone(since[keys[key]], note.who, note.message)
         return found
 
