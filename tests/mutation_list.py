@@ -6158,6 +6158,17 @@ _COLLECTOR = (
         ("integration/test_sizes.py::test_early_entries_are_listed_with_sizes_too",),
     ),
     Mutation(
+        "rebased-though-removed-meanwhile",
+        "modelstore.care.rebase: what was removed since the logs were listed is not rebased.",
+        "modelstore/care/rebase.py",
+        "return version.number not in self._removals.of(version.model)",
+        "return True",
+        (
+            "integration/test_deltas.py::"
+            "test_what_was_removed_since_logs_were_listed_is_not_rebased",
+        ),
+    ),
+    Mutation(
         "listed-though-removed",
         "SPEC 9.1: A model of which all versions are removed is not listed.",
         "modelstore/names/listed.py",

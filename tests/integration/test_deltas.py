@@ -23,6 +23,7 @@ from tierstore.format.keys import pack_key, version_key
 from tierstore.format.manifest import Manifest, parse_manifest
 from tierstore.ids import Buffer, Digest
 from tierstore.modelstore.home.heads import Heads
+from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.saving import base_selection
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import SaveStats, Version
@@ -494,6 +495,18 @@ def test_a_sweep_rebases_what_is_dear_as_a_whole(store: Store, blobs: MemoryStor
     blobs.put(version_key(store.resolve("m@4").digest), b"damaged")
     assert list(rebasing.sweep(Heads(blobs))) == ["m@5"], "a damaged version is left to check"
     assert store._parts.rebasing.sweep(Heads(blobs), lambda: True) == {}
+
+
+def test_what_was_removed_since_logs_were_listed_is_not_rebased(
+    store: Store, blobs: MemoryStore
+) -> None:
+    enable(store._parts.home, wait_s=0)
+    first = model()
+    store.save("m", first)
+    store.save("m", {name: tuned(array, step=0.02) for name, array in first.items()})
+    heads = Heads(blobs)
+    store.remove("m@2", force=True)
+    assert store._parts.rebasing.sweep(heads) == {}
 
 
 def test_a_rebased_version_is_a_base_itself(store: Store) -> None:

@@ -21,20 +21,20 @@ _PAGE = 10
 
 MOST: dict[str, dict[str, float]] = {
     "models": {
-        "first ls": 1.2, "ls": 0.2, "du": 2.2, "df": 0.1, "check": 8.6, "gc, nothing new": 0.6,
+        "first ls": 1.2, "ls": 0.2, "du": 2.2, "df": 0.1, "check": 7.6, "gc, nothing new": 0.6,
         "forget --dry-run": 1.1, "gateway's models": 4.2, "gateway's models, again": 0.2,
-        "agent, first round": 10.4, "agent, later round": 0.2, "save, new model": 0.1,
+        "agent, first round": 7.3, "agent, later round": 0.2, "save, new model": 0.1,
     },
     "versions": {
         "first ls": 0.1, "ls": 0.1, "ls MODEL": 0.1, "du": 2.1, "df": 0.1, "check": 5.4,
         "gc, nothing new": 0.4,
-        "forget --dry-run": 2.0, "agent, first round": 4.2, "agent, later round": 0.1,
+        "forget --dry-run": 2.0, "agent, first round": 3.1, "agent, later round": 0.1,
         "gateway's models": 0.1, "gateway's models, again": 0.1,
     },
     "patches": {
         "first ls": 0.1, "ls": 0.1, "load": 4.0, "ls MODEL": 1.1, "du": 22.1, "df": 0.1,
         "check": 25.4,
-        "gc, nothing new": 0.4, "forget --dry-run": 14.5, "agent, first round": 18.4,
+        "gc, nothing new": 0.4, "forget --dry-run": 14.5, "agent, first round": 17.4,
         "agent, later round": 0.6, "first save": 1.0, "gateway's models": 0.1,
         "gateway's models, again": 0.1,
     },

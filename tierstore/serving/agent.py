@@ -32,7 +32,7 @@ from tierstore.modelstore.reclaim.growth import Growth
 from tierstore.modelstore.reclaim.repair.scrub import Scrub, ScrubStats
 from tierstore.modelstore.reclaim.retention import Outlook
 from tierstore.modelstore.store import Store
-from tierstore.modelstore.version import Version
+from tierstore.modelstore.version import Version, version_of
 from tierstore.serving.collecting import Collecting, CollectingPlan, CollectingStats
 from tierstore.shown import size, time_text
 from tierstore.tiers.durable.budget import Budget
@@ -258,7 +258,7 @@ class Agent:
             if self._folded.get(model) == ends:
                 continue
             try:
-                newest = self._store.resolve(model)
+                newest = self._newest(model, ends[0])
             except NotFound as error:  # every version of it is removed
                 _log.debug("%s is not folded: %s", model, error)
             except OF_ONE as error:  # 'check' tells more
@@ -267,6 +267,13 @@ class Agent:
                 if not newest.is_release and not self._fold_newest(newest):
                     continue
             self._folded[model] = ends
+
+    def _newest(self, model: str, end: End) -> Version:
+        """Return the newest version of a model whose log ended so when it was listed."""
+        last = self._store._parts.home.log(model).entry(end.seq)
+        entry = self._store._names.newest(model, last)
+        assert entry is not None
+        return version_of(model, entry)
 
     def _fold_newest(self, newest: Version) -> bool:
         """Fold a version if it lies on many patches; return ``False`` if that waits for room."""

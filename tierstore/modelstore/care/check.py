@@ -234,8 +234,9 @@ class _Check:
             twin = folded.setdefault(model.casefold(), model)
             if twin != model:
                 self._damage(key, f"{model!r} differs from {twin!r} only in case")
-            self._expired.begin(model)
-            self._check_model(model, by_log(model, below), key)
+            logs = by_log(model, below)
+            self._expired.begin(model, logs)
+            self._check_model(model, logs, key)
         for prefix in [f"{keys.REFS}{log}/" for log in self._before]:
             if prefix not in self._lasts:  # nothing is left of it
                 self._check_log(*split_log(prefix), [])

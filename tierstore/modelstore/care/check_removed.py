@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Container, Set
 from contextlib import suppress
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
-from tierstore.format.keys import ALIASES, layout_key
+from tierstore.format.keys import ALIASES, REMOVED_LOG, layout_key
 from tierstore.format.layout import parse_layout
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
@@ -31,9 +31,18 @@ class ExpiredVersions:
         self._expired: set[int] = set()
         self.digests: set[Digest] = set()
 
-    def begin(self, model: str) -> None:
-        """Look up the versions of the model whose logs are checked next."""
+    def begin(self, model: str, logs: Container[str]) -> None:
+        """Look up the versions of the model whose logs are checked next.
+
+        What is removed while they are checked is found out for what turns out to be missing.
+
+        Args:
+            model: Name of the model.
+            logs: The names of its logs that are there.
+        """
         self._expired = set()
+        if REMOVED_LOG not in logs:
+            return
         with suppress(Damaged, UnsupportedFormat):  # the check of the log says so
             self._expired = self._windows.expired(model)
 

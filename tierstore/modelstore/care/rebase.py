@@ -24,7 +24,7 @@ from tierstore.errors import (
     UnsupportedFormat,
     UsageError,
 )
-from tierstore.format.keys import VARIANTS, VERSION_LOG, layout_key
+from tierstore.format.keys import REMOVED_LOG, VARIANTS, VERSION_LOG, layout_key
 from tierstore.format.layout import seal_layout
 from tierstore.format.manifest import Manifest
 from tierstore.format.proof import hash_plain
@@ -252,8 +252,7 @@ class Rebasing:
                 break
             try:
                 version = version_of(model, log.entry(seq), variant=variant or None)
-                gone = version.number in self._removals.of(model)
-                if not gone and not version.is_release and self._is_expensive(version):
+                if self._may_be_rebased(version, heads) and self._is_expensive(version):
                     rebased, is_cut = self._rebase(version, COSTS, allowance.left_bytes())
                     if rebased.chunks:
                         done[str(version)] = rebased
@@ -264,6 +263,12 @@ class Rebasing:
                 _log.warning("entry %d of %s is not rebased: %s", seq, log.title, error)
             self._looked_at[model, variant] = seq
         return done
+
+    def _may_be_rebased(self, version: Version, heads: Heads) -> bool:
+        """Return whether a version has content, and was not removed when the logs were listed."""
+        last = heads.of(version.model, REMOVED_LOG).seq
+        removed = self._removals.as_read(version.model, last) if last else {}
+        return not version.is_release and version.number not in removed
 
     def _new(self, heads: Heads) -> Iterator[tuple[RefLog, int, str, str]]:
         """Yield the entries written since the last look with their logs, by log, oldest first."""
@@ -276,11 +281,14 @@ class Rebasing:
                     yield log, seq, model, variant
 
     def _is_expensive(self, version: Version) -> bool:
+        """Return whether a version costs too much to read, and is not removed by now."""
         full = self._opened(version)
         manifest, content = full.manifest, full.content
         if not len(content.table.bases):
             return False
-        return ReadCosts(content.table, manifest).whole({}) > COSTS
+        if ReadCosts(content.table, manifest).whole({}) <= COSTS:
+            return False
+        return version.number not in self._removals.of(version.model)
 
 
 def _within(
