@@ -7208,6 +7208,17 @@ _REPAIRED_OBJECTS = (
         ("unit/test_blobs_object.py::test_markers_of_folders_end_no_listing",),
     ),
     Mutation(
+        "strangers-objects-repaired",
+        "SPEC 10.2: Of the objects of home those that are well formed are never changed.",
+        "modelstore/care/homekinds.py",
+        "parse(key, data) if ours.fullmatch(key) else None",
+        "parse(key, data) if ours else None",
+        (
+            "integration/test_repair_objects.py::"
+            "test_what_others_have_put_below_our_prefixes_is_left_alone",
+        ),
+    ),
+    Mutation(
         "repair-of-a-config-with-an-id-of-no-tier",
         "SPEC 10.2: With the store_id that the markers of the tiers name, or that a user gives.",
         "modelstore/reclaim/repair/start.py",
@@ -7310,8 +7321,8 @@ _REPAIRED_OBJECTS = (
         "check-takes-any-segment",
         "modelstore.care.check_home: a damaged index segment is said to be that.",
         "modelstore/care/homekinds.py",
-        "lambda key, data: parse_any_segment(data, key),",
-        "lambda key, data: None,",
+        "lambda key, data: parse_any_segment(data, key)),",
+        "lambda key, data: None),",
         (
             "integration/test_repair.py::"
             "test_a_segment_that_cannot_be_taken_in_is_found_by_check_and_repair",

@@ -316,6 +316,20 @@ def test_a_check_finds_what_nobody_can_use(world: World, key: str) -> None:
     assert (found.severity, found.key) == ("damage", key.removesuffix("/x"))
 
 
+def test_what_others_have_put_below_our_prefixes_is_left_alone(world: World) -> None:
+    prefixes = ("index", "reports/m", "acks", "nodes", "purges", "purged", "retention/models/m")
+    paths = [world.root / "store" / prefix / "README" for prefix in prefixes]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"of another program")
+    with opened(world) as store:
+        findings, repaired = store.check().findings, store.repair().objects
+    assert ([one.key for one in findings], repaired) == ([], [])
+    assert all(path.exists() for path in paths)
+    for path in paths:
+        path.unlink()
+
+
 def test_a_check_finds_a_config_of_before_removal_was_allowed(world: World) -> None:
     path = world.root / "store" / "config.json"
     whole = path.read_bytes()

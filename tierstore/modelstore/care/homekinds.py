@@ -6,6 +6,7 @@ damaged of these depends on others.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -77,8 +78,17 @@ def _part(key: str, data: Buffer) -> object:
     return unseal_body(Kind.PURGE_PART, data, PurgePart, key)
 
 
-def _sealed(kind: Kind, body: type[Body]) -> Parse:
-    return lambda key, data: unseal_body(kind, data, body, key)
+def _sealed(kind: Kind, body: type[Body], form: str) -> Parse:
+    return _of_form(form, lambda key, data: unseal_body(kind, data, body, key))
+
+
+def _of_form(form: str, parse: Parse) -> Parse:
+    """Return what looks at keys of this form alone: a regular expression."""
+    ours = re.compile(form)
+    return lambda key, data: parse(key, data) if ours.fullmatch(key) else None
+
+
+_ID = "[0-9a-f]{32}"
 
 
 _NEEDED = (
@@ -87,19 +97,19 @@ _NEEDED = (
     HomeKind(
         Kind.RETENTION,
         keys.RETENTION,
-        _sealed(Kind.RETENTION, Retention),
+        _sealed(Kind.RETENTION, Retention, f"{keys.RETENTION}(store|models/[^/]+)"),
         "nothing of it is removed or collected until 'tierstore retention set' sets it again",
     ),
     HomeKind(
         Kind.PURGE,
         keys.PURGES,
-        _sealed(Kind.PURGE, PurgeOrder),
+        _sealed(Kind.PURGE, PurgeOrder, keys.PURGES + _ID),
         "'tierstore purge run' begins that purge anew, and what it said of what went is lost",
     ),
     HomeKind(
         Kind.PURGED,
         keys.PURGED,
-        _sealed(Kind.PURGED, PurgedContent),
+        _sealed(Kind.PURGED, PurgedContent, keys.PURGED + _ID),
         "nodes do not know what to drop until 'tierstore purge run' found it again",
     ),
     HomeKind(
@@ -119,7 +129,7 @@ _HINTS = (
     HomeKind(
         Kind.SEGMENT,
         keys.INDEX,
-        lambda key, data: parse_any_segment(data, key),
+        _of_form(keys.INDEX + _ID, lambda key, data: parse_any_segment(data, key)),
         "a damaged index segment: duplicates may be missed",
         "saves store chunks anew that they do not find; 'tierstore index rebuild' finds them again",
     ),
@@ -133,28 +143,28 @@ _HINTS = (
     HomeKind(
         Kind.REPORT,
         keys.REPORTS,
-        _sealed(Kind.REPORT, Report),
+        _sealed(Kind.REPORT, Report, f"{keys.REPORTS}[^/]+/[0-9a-f]{{64}}/[^/]+"),
         "a damaged report of a node: it reports again",
         "the node reports again",
     ),
     HomeKind(
         Kind.COLLECTED,
         keys.COLLECTED,
-        _sealed(Kind.COLLECTED, Collected),
+        _sealed(Kind.COLLECTED, Collected, keys.COLLECTED),
         "a damaged note of the last collection: times that garbage has waited begin anew",
         "times that garbage has waited begin anew",
     ),
     HomeKind(
         Kind.ACKNOWLEDGEMENT,
         keys.ACKS,
-        _sealed(Kind.ACKNOWLEDGEMENT, Acknowledgement),
+        _sealed(Kind.ACKNOWLEDGEMENT, Acknowledgement, f"{keys.ACKS}{_ID}/{_ID}"),
         "a damaged acknowledgement of a purge: the node drops what was purged once more",
         "the node drops what was purged once more, and says so",
     ),
     HomeKind(
         Kind.NODE,
         keys.NODES,
-        _sealed(Kind.NODE, NodeNote),
+        _sealed(Kind.NODE, NodeNote, f"{keys.NODES}[^/]+/({_ID}|gone)"),
         "a damaged note of a node: its agent writes it anew within an hour",
         "the node's agent writes it anew within an hour",
     ),
