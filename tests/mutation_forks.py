@@ -158,6 +158,7 @@ def _serve() -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(nowhere, number)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a child is not left running
     loaded: set[str] = set()
     for line in requests:
         asked = json.loads(line)
@@ -176,6 +177,7 @@ def _answer(asked: Mapping[str, Any]) -> int:
         code = 1 << 7  # none of pytest's
         try:
             os.setpgid(0, 0)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             if asked["exchange"] is not None:
                 gc.unfreeze()  # frozen functions are found by nobody
                 Exchange(**asked["exchange"]).make()

@@ -9,14 +9,16 @@ import functools
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tests.mutation_forks import NOT_RUN, CannotExchange, Exchange
+from tests.mutation_forks import NOT_RUN, CannotExchange, Exchange, Forks
 from tests.mutation_list import MUTATIONS, Mutation
 from tests.mutations import ROOT, Copy, DoesNotApply, mutated
+from tests.waiting import wait_until
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
@@ -226,3 +228,23 @@ def test_a_child_that_does_not_end_is_killed(copy: Copy) -> None:
     finally:
         copy._forks._timeout_s = before
     assert copy._forks.run(options, tests) == 0
+
+
+def test_a_process_that_is_ended_leaves_no_child(copy: Copy) -> None:
+    options, tests = copy._arguments(["test_it.py::test_kept"])
+    path, noted = copy.root / "tierstore/__init__.py", copy.root / "pid"
+    hangs = GUARDS.replace(
+        "def inner():",
+        f"def inner():\n        import os; open({str(noted)!r}, 'w').write(f'{{os.getpid()}}\\n')\n"
+        "        while True: pass",
+    )
+    forks = Forks(copy.root, copy._environment, timeout_s=60)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(
+            forks.run, options, tests, Exchange("tierstore", str(path), GUARDS, hangs)
+        )
+        wait_until(lambda: noted.exists() and noted.read_text().endswith("\n"), "the child runs")
+        forks._process.terminate()
+        assert asked.result() == NOT_RUN
+    forks.close()
+    assert not Path("/proc", noted.read_text().strip()).exists()
