@@ -12,6 +12,7 @@ What else than functions differs was executed when the module was imported: then
 
 from __future__ import annotations
 
+import ast
 import gc
 import inspect
 import json
@@ -57,9 +58,7 @@ class Exchange:
         """
         if self.name not in sys.modules:
             return
-        old, new = (
-            compile(text, self.path, "exec", dont_inherit=True) for text in (self.old, self.new)
-        )
+        old, new = (_compiled(text, self.path) for text in (self.old, self.new))
         live = _functions(self.path)
         for before, after in _differing(old, new):
             functions = live[before.co_qualname, before.co_firstlineno]
@@ -70,6 +69,18 @@ class Exchange:
                     function.__code__ = after
                 except ValueError as error:  # it has other variables of the function around it
                     raise CannotExchange(str(error)) from error
+
+
+def _compiled(text: str, path: str) -> CodeType:
+    """Return the code of a text, in which no class knows at which line it stands."""
+    tree = ast.parse(text, path)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):  # from Python 3.13 on its body has its first line
+            node.lineno = 1
+            for decorator in node.decorator_list:
+                decorator.lineno = 1
+    code: CodeType = compile(tree, path, "exec", dont_inherit=True)
+    return code
 
 
 def _functions(path: str) -> Mapping[tuple[str, int], list[FunctionType]]:
