@@ -20,6 +20,7 @@ from tierstore.format.layout import parse_layout
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.ids import Digest
 from tierstore.modelstore.home.condemned import CondemnedPacks
+from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Crashed, Fault, FaultyStore
 
@@ -34,9 +35,15 @@ def blobs() -> MemoryStore:
     return MemoryStore("condemned")
 
 
+def reclaiming(blobs: MemoryStore, cache: Path) -> Store:
+    store = created(blobs, cache)
+    enable(store._parts.home, wait_s=0)
+    return store
+
+
 @pytest.fixture
 def store(blobs: MemoryStore, cache: Path) -> Store:
-    store = created(blobs, cache)
+    store = reclaiming(blobs, cache)
     store.save("m", FIRST)
     return store
 
@@ -246,8 +253,11 @@ def test_packs_that_are_collected_again_and_again(
 
 
 def test_a_save_that_cannot_keep_its_packs_says_what_is_published(
-    store: Store, blobs: MemoryStore, cache: Path
+    blobs: MemoryStore, cache: Path
 ) -> None:
+    """Of this store nothing can be removed."""
+    store = created(blobs, cache)
+    store.save("m", FIRST)
     new = new_packs(blobs)
     published: list[str] = []
 
@@ -299,7 +309,7 @@ def test_deltas_whose_base_is_condemned_when_the_version_is_there(
     blobs: MemoryStore, cache: Path
 ) -> None:
     first = model()
-    store = created(blobs, cache)
+    store = reclaiming(blobs, cache)
     store.save("d", first)
     (base,) = packs(blobs)
     deltas: list[bool] = []
@@ -368,7 +378,7 @@ def test_writing_costs_one_list_more(store: Store, blobs: MemoryStore, cache: Pa
 
 
 def rebased(blobs: MemoryStore, cache: Path) -> Store:
-    store = created(blobs, cache)
+    store = reclaiming(blobs, cache)
     first = model()
     store.save("d", first)
     store.save("d", tuned_model(first))

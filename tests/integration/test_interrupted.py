@@ -279,6 +279,8 @@ def test_packs_that_are_condemned_while_they_are_used_again(
 ) -> None:
     """Whenever a collector takes them: the version is whole, by packs that are not condemned."""
     taken = sorted(interrupted(blobs, cache / "first"))[::3]
+    with opened(blobs, cache / "first") as store:
+        enable(store._parts.home, wait_s=0)
     before = before.replace("manifest", "versions/")
     done = False
 

@@ -91,7 +91,7 @@ def test_a_pack_that_vanished_is_stored_again(
 
 def test_saving_the_same_again_heals_a_lost_pack(store: Store, blobs: MemoryStore) -> None:
     blobs.delete(packs(blobs))
-    with pytest.raises(NotFound, match=r"pack .* is missing.*tierstore check"):
+    with pytest.raises(NotFound, match=r"pack .* is missing.*tierstore repair"):
         store.load("m@1").load()
     store.save("m", tensors(1))
     equal(store.load("m@1").load(), tensors(1))

@@ -22,6 +22,7 @@ from tierstore.modelstore.home.chain import bottom_manifest
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.readcache import ReadCache
 from tierstore.modelstore.version import Version, with_summary
+from tierstore.prepared import prepared
 
 _log = logging.getLogger("tierstore.refs")
 _PAGE = 256
@@ -48,7 +49,7 @@ def _summaries(home: Home, digests: Sequence[Digest], cache: ReadCache) -> dict[
     infos = {digest: BlobInfo(f"summaries/{digest.hex}", 0, 0.0) for digest in digests}
     kept = cache.get(infos.values())
     found = {
-        digest: msgspec.json.decode(kept[info.key], type=Summary)
+        digest: msgspec.json.decode(kept[info.key], type=prepared(Summary))
         for digest, info in infos.items()
         if info.key in kept
     }
