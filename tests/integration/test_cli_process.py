@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -282,15 +283,21 @@ def packs_of(store: Path) -> int:
     return sum(1 for path in (store / "store" / "packs").rglob("*") if len(path.name) == 64)
 
 
+@contextlib.contextmanager
 def interrupted_save(
     store: Path, *options: str, begin: bytes = b"", **settings: Any
-) -> subprocess.Popen[str]:
-    """Start a save that takes a minute."""
+) -> Iterator[subprocess.Popen[str]]:
+    """Start a save that takes a minute; a test that fails leaves nothing of it."""
     sparse_model(store / "large.safetensors", 256 << 30, begin)
-    return subprocess.Popen(
+    with subprocess.Popen(
         [*PROGRAM, "save", "ranker", "large.safetensors", *options],
         stdout=subprocess.PIPE, text=True, **{"stderr": subprocess.PIPE, **settings},
-    )  # fmt: skip
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
 
 
 def saves(process: subprocess.Popen[str]) -> bool:

@@ -79,20 +79,31 @@ class ProgressBar:
         from rich.table import Column
         from rich.text import Text
 
+        # what is counted may be known only later than the bar is there: a task has a total then
         class Bytes(ProgressColumn):
             def render(self, task: Task) -> Text:
-                done = f"{size(int(task.completed))} of {size(int(task.total or 0))}"
+                if not task.total:
+                    return Text()
+                done = f"{size(int(task.completed))} of {size(int(task.total))}"
                 return Text(f"{done}, {size(int(task.speed))}/s" if task.speed else done)
+
+        class Time(ProgressColumn):
+            def __init__(self) -> None:
+                super().__init__()
+                self._elapsed, self._remaining = TimeElapsedColumn(), TimeRemainingColumn()
+
+            def render(self, task: Task) -> Text:
+                return (self._remaining if task.total else self._elapsed).render(task)
 
         with self._lock:
             if self._ended:
                 return
             done, total = self._state
-            counted = [Bytes(Column(no_wrap=True)), TimeRemainingColumn()]
             bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),
-                *(counted if total else [TimeElapsedColumn()]),
+                Bytes(Column(no_wrap=True)),
+                Time(),
                 console=Console(stderr=True),
                 transient=True,
             )
